@@ -1,0 +1,15 @@
+"""deeptaylor: explains neural network predictions by Taylor decomposition."""
+
+from . import composites as composites
+from . import errors as errors
+from . import extend as extend
+from . import rules as rules
+from ._version import __version__ as __version__
+from .attribution import Attribution as Attribution
+from .composites import Composite as Composite
+from .explainer import Explainer as Explainer
+from .explainer import explain as explain
+from .ledger import Ledger as Ledger
+from .targets import contrast as contrast
+from .targets import log_odds as log_odds
+from .targets import top as top

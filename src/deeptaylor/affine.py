@@ -1,0 +1,219 @@
+"""Affine operations as maps of input and weight: forward, transpose, and the two without a weight.
+
+Every rule for an affine layer needs only these four, with weights of its choice:
+
+* `forward(x, w)`    z_j = Σ_i w_ij x_i, without the bias
+* `transpose(s, w)`  Σ_j w_ij s_j
+* `spread(s)`        Σ_j s_j over the neurons j that i feeds: `transpose` with all weights 1, at no linear operation
+* `count()`          the number of inputs of each neuron (padding does not count)
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Affine(ABC):
+    """One affine operation with the sizes that it saw."""
+
+    weight: Tensor
+    bias: Tensor | None
+    """Broadcasts onto z."""
+    shape: tuple[int, ...]
+    """Shape of the input."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def transpose(self, s: Tensor, weight: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def spread(self, s: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def count(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Linear(Affine):
+    """z = x Wᵀ + b over the last axis; `weight` is (out, in)."""
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight)
+
+    def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
+        return s @ weight
+
+    def spread(self, s: Tensor) -> Tensor:
+        return s.sum(-1, keepdim=True).expand(*s.shape[:-1], self.weight.shape[1])
+
+    def count(self) -> Tensor:
+        return self.weight.new_full((1,), self.weight.shape[1])
+
+
+@dataclass(frozen=True)
+class LeftMatmul(Affine):
+    """z = W x with the parameter on the left: `weight` is (..., out, in), x is (..., in, n)."""
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return weight @ x
+
+    def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
+        return (weight.mT @ s).sum_to_size(self.shape)
+
+    def spread(self, s: Tensor) -> Tensor:
+        return s.sum(-2, keepdim=True).expand(*s.shape[:-2], self.weight.shape[-1], s.shape[-1]).sum_to_size(self.shape)
+
+    def count(self) -> Tensor:
+        return self.weight.new_full((1,), self.weight.shape[-1])
+
+
+@dataclass(frozen=True)
+class RightMatmul(Affine):
+    """z = x W with a parameter that may itself be batched: `weight` is (..., in, out)."""
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x @ weight
+
+    def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
+        return (s @ weight.mT).sum_to_size(self.shape)
+
+    def spread(self, s: Tensor) -> Tensor:
+        return s.sum(-1, keepdim=True).expand(*s.shape[:-1], self.weight.shape[-2]).sum_to_size(self.shape)
+
+    def count(self) -> Tensor:
+        return self.weight.new_full((1,), self.weight.shape[-2])
+
+
+@dataclass(frozen=True)
+class Convolution(Affine):
+    """A convolution of 1 to 3 axes, grouped, strided, dilated, or transposed; the bias is (C, 1, …).
+
+    `before` pads the input first (`padding='same'` with an even kernel is lopsided).
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+    before: tuple[int, ...] = ()
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        x = F.pad(x, self.before) if self.before else x
+        return aten.convolution.default(x, weight, None, *self._settings())
+
+    def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
+        # convolution_backward reads of the input only its shape
+        like = s.new_zeros(()).expand(s.shape[0], *self._padded()[1:])
+        only_input = [True, False, False]
+        grad = aten.convolution_backward.default(s, like, weight, None, *self._settings(), only_input)[0]
+        return F.pad(grad, tuple(-n for n in self.before)) if self.before else grad
+
+    def spread(self, s: Tensor) -> Tensor:
+        outputs = s.shape[1] // self.groups
+        s = s.unflatten(1, (self.groups, outputs)).sum(2)
+        move = _gather if self.transposed else _scatter
+        for axis, (kernel, size) in enumerate(zip(self._kernel(), self._padded()[2:], strict=True)):
+            s = move(s, axis + 2, kernel, self.stride[axis], self.padding[axis], self.dilation[axis], size)
+        s = s.repeat_interleave(self.shape[1] // self.groups, dim=1)
+        return F.pad(s, tuple(-n for n in self.before)) if self.before else s
+
+    def count(self) -> Tensor:
+        size = self._padded()[2:]
+        ones = self.weight.new_ones((1, 1, *self.shape[2:]))
+        ones = F.pad(ones, self.before) if self.before else ones
+        for axis, kernel in enumerate(self._kernel()):
+            span = self.dilation[axis] * (kernel - 1)
+            move = _scatter if self.transposed else _gather
+            if self.transposed:
+                out = (size[axis] - 1) * self.stride[axis] - 2 * self.padding[axis] + span + self.output_padding[axis] + 1
+            else:
+                out = (size[axis] + 2 * self.padding[axis] - span - 1) // self.stride[axis] + 1
+            ones = move(ones, axis + 2, kernel, self.stride[axis], self.padding[axis], self.dilation[axis], out)
+        return ones * (self.shape[1] // self.groups)
+
+    def _kernel(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape[2:])
+
+    def _padded(self) -> tuple[int, ...]:
+        extra = [self.before[2 * i] + self.before[2 * i + 1] for i in range(len(self.before) // 2)][::-1]
+        return tuple(n + e for n, e in zip(self.shape, [0, 0, *(extra or [0] * (len(self.shape) - 2))], strict=True))
+
+    def _settings(self) -> tuple[Sequence[int], Sequence[int], Sequence[int], bool, Sequence[int], int]:
+        return self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
+
+
+def _scatter(s: Tensor, axis: int, kernel: int, stride: int, padding: int, dilation: int, size: int) -> Tensor:
+    """Adds s[o] to every position o·stride − padding + t·dilation, t < kernel, along one axis of length `size`."""
+    length = s.shape[axis]
+    reach = max(size + 2 * padding, (length - 1) * stride + dilation * (kernel - 1) + 1)
+    buffer = s.new_zeros((*s.shape[:axis], reach, *s.shape[axis + 1 :]))
+    for t in range(kernel):
+        start = t * dilation
+        index = [slice(None)] * axis + [slice(start, start + (length - 1) * stride + 1, stride)]
+        buffer[tuple(index)] += s
+    return buffer.narrow(axis, padding, size)
+
+
+def _gather(x: Tensor, axis: int, kernel: int, stride: int, padding: int, dilation: int, size: int) -> Tensor:
+    """Sums x over the window of every output along one axis: the transpose of `_scatter`."""
+    reach = max(x.shape[axis] + 2 * padding, (size - 1) * stride + dilation * (kernel - 1) + 1)
+    before = [0, 0] * (x.dim() - 1 - axis)
+    x = F.pad(x, (*before, padding, reach - padding - x.shape[axis]))
+    windows = [x.narrow(axis, t * dilation, (size - 1) * stride + 1) for t in range(kernel)]
+    index = (slice(None),) * axis + (slice(None, None, stride),)
+    return torch.stack([window[index] for window in windows]).sum(0)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The sliding window of a pooling operation: `sum` over it, and `spread`, its transpose."""
+
+    shape: tuple[int, ...]
+    """Shape of the input's last axes."""
+    out: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum of x over every window; what lies in the padding counts as 0."""
+        for i, axis in enumerate(self._axes(x)):
+            x = _gather(x, axis, self.kernel[i], self.stride[i], self.padding[i], self.dilation[i], self.out[i])
+        return x
+
+    def spread(self, s: Tensor) -> Tensor:
+        """For every input, the sum of s over the windows that hold it."""
+        for i, axis in enumerate(self._axes(s)):
+            s = _scatter(s, axis, self.kernel[i], self.stride[i], self.padding[i], self.dilation[i], self.shape[i])
+        return s
+
+    def views(self, x: Tensor, fill: float) -> Tensor:
+        """The values of every window, stacked along a new first axis; padding counts as `fill`."""
+        reach = [max(n + 2 * p, (o - 1) * s + d * (k - 1) + 1) for n, p, o, s, d, k in self._sizes()]
+        pads = [n for r, (size, p, *_) in zip(reversed(reach), reversed(self._sizes()), strict=True) for n in (p, r - p - size)]
+        padded = F.pad(x, pads, value=fill)
+        axes = [
+            [slice(t * d, t * d + (o - 1) * s + 1, s) for t in range(k)] for _, _, o, s, d, k in self._sizes()
+        ]
+        return torch.stack([padded[(..., *index)] for index in itertools.product(*axes)])
+
+    def _sizes(self) -> list[tuple[int, int, int, int, int, int]]:
+        return list(zip(self.shape, self.padding, self.out, self.stride, self.dilation, self.kernel, strict=True))
+
+    def _axes(self, x: Tensor) -> range:
+        return range(x.dim() - len(self.kernel), x.dim())

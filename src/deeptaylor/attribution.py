@@ -1,0 +1,112 @@
+"""`Attribution`: the frozen result of one explanation, and its file."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .errors import FileFormatError
+from .ledger import Ledger, LedgerRow
+from .plan import PlanTable, Row
+
+FORMAT = "deeptaylor-attribution-1"
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Relevance of the inputs, and everything needed to know what it is."""
+
+    relevances: Mapping[str, Tensor]
+    """By input name; each shaped like its input, K targets on an axis after the batch."""
+    output: Tensor
+    """The model's output, after the head."""
+    target: Any
+    """Class indices (N,) or (N, K), or a description of the target."""
+    explained: Tensor
+    """The explained value: (N,), or (N, K)."""
+    plan: PlanTable
+    ledger: Ledger | None = None
+    inner: Mapping[str, Tensor] = field(default_factory=dict)
+    """Relevance of inner nodes, by the names asked for."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def relevance(self) -> Any:
+        """The relevance of the explained input, or a dict by input name where there are several."""
+        values = list(self.relevances.values())
+        return values[0] if len(values) == 1 else dict(self.relevances)
+
+    def plot(self, **options: Any) -> Any:
+        """A matplotlib figure of the relevance of images, summed over channels; see `deeptaylor.plots.heatmap`."""
+        from .plots import heatmap
+
+        return heatmap(self.relevance, **options)
+
+    def save(self, path: str | Path) -> None:
+        """Writes everything to one safetensors file: tensors, and the rest as JSON in its header. No pickle."""
+        from safetensors.torch import save_file
+
+        tensors = {f"relevance.{name}": value for name, value in self.relevances.items()}
+        tensors |= {f"inner.{name}": value for name, value in self.inner.items()}
+        tensors |= {"output": self.output, "explained": self.explained}
+        if isinstance(self.target, Tensor):
+            tensors["target"] = self.target
+        ledger = None
+        if self.ledger is not None:
+            tensors |= {f"ledger.{name}": getattr(self.ledger, name) for name in ("explained", "inputs", "absorbed")}
+            ledger = [asdict(row) for row in self.ledger.rows]
+        described = {
+            "target": None if isinstance(self.target, Tensor) else self.target,
+            "plan": asdict(self.plan),
+            "ledger": ledger,
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+        }
+        header = {"format": FORMAT, "deeptaylor": json.dumps(described)}
+        save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, str(path), metadata=header)
+
+    @staticmethod
+    def load(path: str | Path) -> Attribution:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is missing, damaged, or something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        except (OSError, SafetensorError, struct.error) as error:
+            raise FileFormatError(f"{path} can't be read as a saved attribution: {error}") from error
+        if metadata.get("format") != FORMAT:
+            raise FileFormatError(f"{path} is a safetensors file, but not an attribution saved by deeptaylor")
+        described = json.loads(metadata["deeptaylor"])
+        plan = described["plan"]
+        ledger = None
+        if described["ledger"] is not None:
+            rows = tuple(LedgerRow(**row) for row in described["ledger"])
+            ledger = Ledger(tensors["ledger.explained"], tensors["ledger.inputs"], tensors["ledger.absorbed"], rows)
+        return Attribution(
+            relevances=_named(tensors, "relevance."),
+            output=tensors["output"],
+            target=tensors.get("target", described["target"]),
+            explained=tensors["explained"],
+            plan=PlanTable(tuple(Row(**row) for row in plan["rows"]), plan["composite"], tuple(plan["notes"])),
+            ledger=ledger,
+            inner=_named(tensors, "inner."),
+            settings=described["settings"],
+            versions=described["versions"],
+        )
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,112 @@
+"""Graph -> Graph, the same function in a form that rules can handle better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .forms import arguments_of
+from .graph import Graph, Node, Ref, is_getitem
+
+aten = torch.ops.aten
+_BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+_FOLDABLE = (
+    aten.linear.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding,
+    aten.conv2d.padding, aten.conv3d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input, aten.convolution.default,
+)  # fmt: skip
+
+
+def canonize(graph: Graph) -> Graph:
+    """All passes, in order."""
+    return fold_batch_norm(graph)
+
+
+def fold_batch_norm(graph: Graph) -> Graph:
+    """Folds a batch norm into the affine operation before it, where nothing else reads that operation's output.
+
+    W' = W γ/σ, b' = (b − μ) γ/σ + β. A batch norm after anything else, or before a convolution, stays an operation of
+    its own: padding would break the fold (DenseNet, pre-activation ResNet). The weights of the new graph are
+    expressions of the model's parameters, so the model is not touched.
+    """
+    users, index = graph.users(), graph.index
+    folded: dict[str, list[Node]] = {}
+    renamed: dict[str, str] = {}
+    for norm in graph:
+        if norm.op is not _BATCH_NORM:
+            continue
+        source = index.get(norm.args[0].name) if isinstance(norm.args[0], Ref) else None
+        readers = users.get(norm.name, [])
+        if source is None or not _can_fold(source, users) or not all(is_getitem(n) and n.args[1] == 0 for n in readers):
+            continue
+        folded[norm.name] = _folded(source, norm)
+        renamed |= {reader.name: source.name for reader in readers}
+    if not folded:
+        return graph
+    sources = {nodes[-1].name for nodes in folded.values()}
+    nodes: list[Node] = []
+    for node in graph:
+        if node.name in folded:
+            nodes += folded[node.name]
+        elif node.name not in sources and node.name not in renamed:
+            nodes.append(_renamed(node, renamed))
+    output = Ref(renamed.get(graph.output.name, graph.output.name))
+    return replace(graph, nodes=tuple(_renamed(node, renamed) for node in nodes), output=output).without_dead_nodes()
+
+
+def _can_fold(source: Node, users: Mapping[str, list[Node]]) -> bool:
+    if source.op not in _FOLDABLE or len(users[source.name]) != 1:
+        return False
+    # batch norm scales axis 1; a linear layer's channels are there only without further axes
+    return source.op is not aten.linear.default or len(source.shape) == 2
+
+
+def _folded(source: Node, norm: Node) -> list[Node]:
+    """The nodes that replace affine + batch norm: folded weight, folded bias, and the affine operation on them."""
+    arguments = arguments_of(source.op, source.args, source.kwargs)
+    _, gamma, beta, mean, var, _, eps = norm.args
+    transposed = "transpose" in source.kind or bool(arguments.get("transposed"))
+    layout = {"transposed": transposed, "groups": arguments.get("groups", 1)}
+    weight, bias = f"{norm.name}_weight", f"{norm.name}_bias"
+    where = {"file": norm.file, "line": norm.line, "source": norm.source, "module": norm.module, "floating": True}
+    own_weight, own_bias = arguments["weight"], arguments["bias"]
+    arguments |= {"weight": Ref(weight), "bias": Ref(bias)}
+    return [
+        Node(weight, fold_weight, (own_weight, gamma, var, eps), layout, **where),
+        Node(bias, fold_bias, (own_bias, gamma, beta, mean, var, eps), **where),
+        replace(source, args=(arguments.pop("input"),), kwargs=arguments),
+    ]
+
+
+def fold_weight(
+    weight: Tensor, gamma: Tensor | None, var: Tensor, eps: float, *, transposed: bool, groups: int
+) -> Tensor:
+    """W γ/σ along the output channels."""
+    scale = torch.rsqrt(var + eps) if gamma is None else gamma * torch.rsqrt(var + eps)
+    if not transposed:
+        return weight * scale.view(-1, *[1] * (weight.dim() - 1))
+    grouped = weight.unflatten(0, (groups, -1)) * scale.view(groups, 1, -1, *[1] * (weight.dim() - 2))
+    return grouped.flatten(0, 1)
+
+
+def fold_bias(
+    bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> Tensor:
+    """(b − μ) γ/σ + β."""
+    scale = torch.rsqrt(var + eps) if gamma is None else gamma * torch.rsqrt(var + eps)
+    shifted = (-mean if bias is None else bias - mean) * scale
+    return shifted if beta is None else shifted + beta
+
+
+def _renamed(node: Node, renamed: Mapping[str, str]) -> Node:
+    def rename(leaf: Any) -> Any:
+        return Ref(renamed[leaf.name]) if isinstance(leaf, Ref) and leaf.name in renamed else leaf
+
+    if not any(name in renamed for name in node.refs()):
+        return node
+    return replace(node, args=pytree.tree_map(rename, node.args), kwargs=pytree.tree_map(rename, dict(node.kwargs)))

@@ -1,0 +1,259 @@
+"""Composites: ordered lines (match, rule). The first line that matches a place, with a rule for its role, serves it."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .errors import CompositeError
+from .graph import Node
+from .ops import Op, Role
+from .rules import (
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    GeneralizedGamma,
+    Gradient,
+    Move,
+    PositiveProportional,
+    Proportional,
+    Rule,
+    Secant,
+    SignalTakesAll,
+    StatisticConstant,
+    WinnerTakesAll,
+    WSquare,
+    ZBox,
+    ZPlus,
+)
+from .rules.base import Convention
+
+Bound = Tensor | float
+
+
+@dataclass(frozen=True)
+class Place:
+    """One operation as composites see it."""
+
+    node: Node
+    op: Op
+    first: bool = False
+    """affine: no affine operation lies between it and the explained inputs."""
+    last: bool = False
+    """affine: no affine operation lies between it and the output."""
+    index: int | None = None
+    """affine: its number, in the order in which the operations run."""
+    has_convolution: bool = False
+    """Whether it is a convolution."""
+
+    @property
+    def role(self) -> Role:
+        return self.op.role
+
+
+Match = Callable[[Place], bool]
+
+
+def role(name: Role) -> Match:
+    """Operations of one role."""
+    return lambda place: place.role == name
+
+
+def op(*names: str) -> Match:
+    """Operations by bare name or pattern: 'conv2d', 'max_pool*'."""
+    return lambda place: any(fnmatch.fnmatch(place.node.short, name) for name in names)
+
+
+def module(pattern: str) -> Match:
+    """Operations written in a module whose path fits the pattern: 'features.*'."""
+    return lambda place: fnmatch.fnmatch(place.node.module, pattern)
+
+
+def first(name: Role = "affine") -> Match:
+    """The first affine operations after the explained inputs, by the flow of data."""
+    return lambda place: place.role == name and place.first
+
+
+def last(name: Role = "affine") -> Match:
+    """The last affine operations before the output."""
+    return lambda place: place.role == name and place.last
+
+
+def index(*numbers: int) -> Match:
+    """Affine operations by number, in the order in which they run."""
+    return lambda place: place.index in numbers
+
+
+DEFAULTS: tuple[tuple[Match, Rule], ...] = (
+    (op("*max_pool*"), WinnerTakesAll()),
+    (role("rearrange"), Move()),
+    (role("sum"), Proportional()),
+    (role("activation"), Secant()),
+    (role("product"), SignalTakesAll()),
+    (role("normalization"), StatisticConstant()),
+    (role("softmax"), Gradient()),
+    (role("affine"), Epsilon()),
+)
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Ordered lines (match, rule); roles that no line serves take `DEFAULTS`.
+
+    Three lines make one of your own::
+
+        composite = dt.Composite([
+            (dt.composites.first("affine"), dt.rules.WSquare()),
+            (dt.composites.role("affine"), dt.rules.ZPlus()),
+        ])
+    """
+
+    lines: Sequence[tuple[Match, Rule]]
+    name: str = "custom"
+    why: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def rule_for(self, place: Place) -> Rule:
+        """The rule of the first line that matches.
+
+        Raises:
+            CompositeError: a line matches whose rule can't serve the place's role.
+        """
+        for match, rule in [*self.lines, *DEFAULTS]:
+            if match(place):
+                if place.role in rule.roles:
+                    return rule
+                raise CompositeError(
+                    f"composite {self.name!r} gives {place.node.kind} at {place.node.file}:{place.node.line} the rule "
+                    f"{rule}, which serves {', '.join(rule.roles) or 'no role'}; its role is {place.role}. "
+                    "Narrow the match, for example with dt.composites.role(...)"
+                )
+        raise CompositeError(f"no rule for {place.node.kind}, role {place.role!r}")
+
+
+def deep_taylor(
+    low: Bound | None = None, high: Bound | None = None, logits: Rule | None = None, boxed: bool | None = None
+) -> Composite:
+    """Deep Taylor decomposition: z⁺ inside, z^B at bounded input or w² at unbounded. Montavon et al. 2017.
+
+    Sums take z⁺ too. The last affine layer takes `logits`, by default epsilon: with z⁺ there, a class's relevance
+    hardly differs from another's (negative weights, which tell the classes apart, would be ignored).
+
+    Args:
+        low: lower bounds of the input; with `high` they choose z^B.
+        high: upper bounds of the input.
+        logits: rule of the last affine layer; `ZPlus()` for the paper to the letter.
+        boxed: z^B even without bounds, within each sample's own range.
+    """
+    box = boxed if boxed is not None else low is not None or high is not None
+    at_input: Rule = ZBox(low, high) if box else WSquare()
+    lines = [
+        (first(), at_input),
+        (last(), logits if logits is not None else Epsilon()),
+        (role("affine"), ZPlus()),
+        (role("sum"), PositiveProportional()),
+    ]
+    return Composite(lines, "deep-taylor", settings={"input": str(at_input), "logits": str(lines[1][1])})
+
+
+def epsilon(epsilon: float = 1e-6, rms: float = 0.0) -> Composite:
+    """Epsilon everywhere; with a tiny epsilon and ReLU, gradient × input."""
+    return Composite([(role("affine"), Epsilon(epsilon, rms))], "epsilon")
+
+
+def _dense(epsilon: float) -> tuple[Match, Rule]:
+    return _is_dense, Epsilon(epsilon)
+
+
+def _is_dense(place: Place) -> bool:
+    return place.role == "affine" and not place.has_convolution
+
+
+def epsilon_plus(epsilon: float = 1e-6, convention: Convention = "zennit") -> Composite:
+    """z⁺ at convolutions, epsilon at dense layers."""
+    return Composite([_dense(epsilon), (role("affine"), ZPlus(convention))], "epsilon-plus", settings={"convention": convention})
+
+
+def epsilon_plus_flat(epsilon: float = 1e-6, convention: Convention = "zennit") -> Composite:
+    """`epsilon_plus` with equal shares at the first layer."""
+    lines = [(first(), Flat()), _dense(epsilon), (role("affine"), ZPlus(convention))]
+    return Composite(lines, "epsilon-plus-flat", settings={"convention": convention})
+
+
+def epsilon_alpha2_beta1(epsilon: float = 1e-6, convention: Convention = "zennit") -> Composite:
+    """alpha-beta (2, 1) at convolutions, epsilon at dense layers."""
+    lines = [_dense(epsilon), (role("affine"), AlphaBeta(2.0, 1.0, convention))]
+    return Composite(lines, "epsilon-alpha2-beta1", settings={"convention": convention})
+
+
+def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6, convention: Convention = "zennit") -> Composite:
+    """`epsilon_alpha2_beta1` with equal shares at the first layer."""
+    lines = [(first(), Flat()), _dense(epsilon), (role("affine"), AlphaBeta(2.0, 1.0, convention))]
+    return Composite(lines, "epsilon-alpha2-beta1-flat", settings={"convention": convention})
+
+
+def epsilon_gamma_box(
+    low: Bound | None = None, high: Bound | None = None, gamma: float = 0.25, epsilon: float = 1e-6
+) -> Composite:
+    """z^B at the first layer, gamma at convolutions, epsilon at dense layers. Without bounds, each sample's own range."""
+    lines = [(first(), ZBox(low, high)), _dense(epsilon), (role("affine"), GeneralizedGamma(gamma))]
+    return Composite(lines, "epsilon-gamma-box", settings={"gamma": gamma})
+
+
+def gradient_times_input() -> Composite:
+    """Every operation expanded at x: equals x · autograd's gradient."""
+    return Composite([(lambda place: True, Gradient())], "gradient-times-input")
+
+
+def auto(places: Sequence[Place] = ()) -> Composite:
+    """`epsilon-plus`, papers' convention, where there are convolutions; `epsilon` otherwise."""
+    if any(place.has_convolution for place in places):
+        chosen, why = epsilon_plus(convention="paper"), "it has convolutions: z⁺ there, epsilon at dense layers"
+    else:
+        chosen, why = epsilon(), "it has no convolutions: epsilon everywhere"
+    return Composite(chosen.lines, chosen.name, f"auto chose {chosen.name}: {why}", chosen.settings)
+
+
+PRESETS: dict[str, Callable[..., Composite]] = {
+    "deep-taylor": deep_taylor,
+    "epsilon": epsilon,
+    "epsilon-plus": epsilon_plus,
+    "epsilon-plus-flat": epsilon_plus_flat,
+    "epsilon-alpha2-beta1": epsilon_alpha2_beta1,
+    "epsilon-alpha2-beta1-flat": epsilon_alpha2_beta1_flat,
+    "epsilon-gamma-box": epsilon_gamma_box,
+    "gradient-times-input": gradient_times_input,
+    "auto": auto,
+}
+
+
+def by_name(name: str, bounds: tuple[Bound, Bound] | None = None) -> Composite | None:
+    """The preset of that name, with the input's bounds where it takes them; None for 'auto', which needs the graph.
+
+    Raises:
+        CompositeError: no preset has that name; the nearest is named.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name.lower().replace("_", "-"), PRESETS, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise CompositeError(f"no composite is called {name!r}; {hint}The presets are {', '.join(PRESETS)}")
+    if name == "auto":
+        return None
+    if bounds is not None and name in ("deep-taylor", "epsilon-gamma-box"):
+        return PRESETS[name](low=bounds[0], high=bounds[1])
+    return PRESETS[name]()
+
+
+def single_rule(rule: Rule) -> Composite:
+    """One rule wherever it can serve, among the roles that it names; defaults elsewhere."""
+    return Composite([(lambda place: place.role in rule.roles and _fits(rule, place), rule)], str(rule))
+
+
+def _fits(rule: Rule, place: Place) -> bool:
+    # a rule for max-pooling says "rearrange", but does not serve views
+    return place.role != "rearrange" or isinstance(rule, Gradient) or "max_pool" in place.node.short

@@ -1,0 +1,14 @@
+"""The door for authors: declare an operation in one line, write a rule in eight."""
+
+from .composites import Place as Place
+from .graph import Node as Node
+from .ops import Op as Op
+from .ops import declare as declare
+from .rules.affine import Part as Part
+from .rules.affine import redistribute as redistribute
+from .rules.base import Redistribution as Redistribution
+from .rules.base import Relevance as Relevance
+from .rules.base import Rule as Rule
+from .rules.maps import InputMap as InputMap
+from .rules.maps import WeightMap as WeightMap
+from .step import Step as Step

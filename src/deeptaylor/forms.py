@@ -1,0 +1,161 @@
+"""Reading operations' arguments: as an `Affine`, and as normalizations whose statistics are held constant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .affine import Affine, Convolution, LeftMatmul, Linear, RightMatmul
+
+aten = torch.ops.aten
+Arguments = Mapping[str, Any]
+
+
+def arguments_of(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """An operation's arguments by the names in its schema, defaults included."""
+    if not isinstance(op, torch._ops.OpOverload):
+        return dict(kwargs)
+    schema = op._schema.arguments
+    named = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    return named | {argument.name: value for argument, value in zip(schema, args, strict=False)} | dict(kwargs)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an operation's arguments become an `Affine`.
+
+    `data` names the arguments that may carry relevance; where another one does, the operation is not affine in its data.
+    """
+
+    ops: tuple[Any, ...]
+    data: tuple[str, ...]
+    build: Callable[[dict[str, Any], str], Affine]
+
+
+def _linear(arguments: dict[str, Any], data: str) -> Affine:
+    return Linear(arguments["weight"], arguments["bias"], tuple(arguments["input"].shape))
+
+
+def _matmul(arguments: dict[str, Any], data: str) -> Affine:
+    left, right = arguments["self"], arguments.get("other", arguments.get("mat2"))
+    if data != "self":
+        return LeftMatmul(left, None, tuple(right.shape))
+    if right.dim() == 2:
+        return Linear(right.mT, None, tuple(left.shape))
+    return RightMatmul(right, None, tuple(left.shape))
+
+
+def _addmm(arguments: dict[str, Any], data: str) -> Affine:
+    alpha, beta, bias = arguments["alpha"], arguments["beta"], arguments["self"]
+    if data == "mat1":
+        return Linear((alpha * arguments["mat2"]).mT, beta * bias, tuple(arguments["mat1"].shape))
+    return LeftMatmul(alpha * arguments["mat1"], beta * bias, tuple(arguments["mat2"].shape))
+
+
+def _convolution(arguments: dict[str, Any], data: str) -> Affine:
+    x, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
+    axes = weight.dim() - 2
+    dilation = per_axis(arguments["dilation"], axes)
+    padding, before = arguments["padding"], ()
+    if isinstance(padding, str):
+        padding, before = _same(padding, tuple(weight.shape[2:]), dilation)
+    return Convolution(
+        weight=weight,
+        bias=None if bias is None else bias.view(-1, *[1] * axes),
+        shape=tuple(x.shape),
+        stride=per_axis(arguments["stride"], axes),
+        padding=per_axis(padding, axes),
+        dilation=dilation,
+        transposed=bool(arguments.get("transposed", "output_padding" in arguments)),
+        output_padding=per_axis(arguments.get("output_padding", 0), axes),
+        groups=arguments["groups"],
+        before=before,
+    )
+
+
+def per_axis(value: Any, axes: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    return values * axes if len(values) == 1 else values
+
+
+def _same(padding: str, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(padding, padding to be done before): 'same' pads one more on the right where the total is odd."""
+    none = (0,) * len(kernel)
+    if padding == "valid":
+        return none, ()
+    totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if all(total % 2 == 0 for total in totals):
+        return tuple(total // 2 for total in totals), ()
+    return none, tuple(n for total in reversed(totals) for n in (total // 2, total - total // 2))
+
+
+FORMS = {
+    "linear": Form((aten.linear.default,), ("input",), _linear),
+    "matmul": Form((aten.matmul.default, aten.mm.default, aten.bmm.default), ("self", "other", "mat2"), _matmul),
+    "addmm": Form((aten.addmm.default, aten.baddbmm.default), ("mat1", "mat2"), _addmm),
+    "convolution": Form(
+        (
+            aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding,
+            aten.conv3d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input,
+            aten.conv_transpose3d.input, aten.convolution.default,
+        ),
+        ("input",),
+        _convolution,
+    ),
+}  # fmt: skip
+
+
+# --- normalizations: centering is linear, the scale 1/sqrt(var + eps) is held constant (Ali et al. 2022) ---------------
+def _normalize(x: Tensor, dims: Sequence[int], eps: float, *, center: bool = True) -> Tensor:
+    if center:
+        x = x - x.mean(tuple(dims), keepdim=True)
+    return x * torch.rsqrt(x.detach().square().mean(tuple(dims), keepdim=True) + eps)
+
+
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+) -> Tensor:
+    y = _normalize(x, range(-len(shape), 0), eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    y = _normalize(x, range(-len(shape), 0), torch.finfo(x.dtype).eps if eps is None else eps, center=False)
+    return y if weight is None else y * weight
+
+
+def _group_norm(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+) -> Tensor:
+    y = x.unflatten(1, (groups, -1))
+    y = _normalize(y, range(2, y.dim()), eps).flatten(1, 2)
+    return _per_channel(y, weight, bias)
+
+
+def _instance_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None,
+    use_input_stats: bool, momentum: float, eps: float, *_: Any,
+) -> Tensor:  # fmt: skip
+    if use_input_stats or mean is None or var is None:
+        return _per_channel(_normalize(x, range(2, x.dim()), eps), weight, bias)
+    y = _per_channel(x, None, -mean)
+    return _per_channel(_per_channel(y, torch.rsqrt(var + eps), None), weight, bias)
+
+
+def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    x = x if weight is None else x * weight.view(shape)
+    return x if bias is None else x + bias.view(shape)
+
+
+LINEARIZED: dict[Any, Callable[..., Tensor]] = {
+    aten.layer_norm.default: _layer_norm,
+    aten.rms_norm.default: _rms_norm,
+    aten.group_norm.default: _group_norm,
+    aten.instance_norm.default: _instance_norm,
+}

@@ -1,0 +1,238 @@
+"""What each ATen operation is: one `declare` line per operation, by role.
+
+An operation that carries relevance and stands in no line here is refused before any number is computed.
+Arguments that carry relevance are found in the graph; a line says only what the operation does with them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from .errors import DeepTaylorError
+from .forms import FORMS, LINEARIZED, Arguments, Form
+from .graph import Node
+
+aten = torch.ops.aten
+
+Role = Literal[
+    "constant", "rearrange", "sum", "affine", "activation", "product", "normalization", "softmax", "recurrence"
+]
+Coefficients = Literal["positive", "single", "mixed"]
+Sign = bool | Literal["keep"] | Callable[[Arguments], bool | Literal["keep"]]
+
+
+@dataclass(frozen=True)
+class Op:
+    """What an operation is."""
+
+    role: Role
+    single: Op | Mapping[int, Op] | None = None
+    """What it is where only one argument carries relevance, if that differs; by the argument's position."""
+    coefficients: Coefficients = "mixed"
+    """sum: all coefficients ≥ 0 ("positive"), or each output made of one input ("single"), or anything."""
+    offset: bool = False
+    """sum, rearrange: constants may be added, whose share is absorbed."""
+    at_zero: bool = False
+    """activation: phi(0) may differ from 0."""
+    nonnegative: Sign = False
+    """Whether the output is ≥ 0: always, where every input is ("keep"), or as a function of the arguments."""
+    rectifies: bool = False
+    """activation: 0 wherever its input is ≤ 0."""
+    gate: bool = False
+    """A bounded factor: in a product with a signal, the signal takes all relevance."""
+    form: Form | None = None
+    """affine: how to read the operation's arguments as an `Affine`."""
+    linearized: Callable[..., Any] | None = None
+    """normalization: the same function with its statistics held constant."""
+    gates: tuple[int, ...] = ()
+    """product: positions of arguments that are gates wherever they come from."""
+    first: bool = False
+    """Of several outputs only the first carries relevance."""
+    refuse: Callable[[Arguments], str] | None = None
+    """Why this very call can't be explained, or an empty string."""
+
+
+OPS: dict[Any, Op] = {}
+
+
+def declare(role: Role, *ops: Any, **properties: Any) -> None:
+    """Says what operations are; declaring one twice is refused.
+
+    Args:
+        role: one of the nine roles.
+        ops: operations such as `torch.ops.aten.relu.default`.
+        properties: fields of `Op`.
+    """
+    if role not in get_args(Role):
+        raise DeepTaylorError(f"{role!r} is not a role; the roles are {', '.join(get_args(Role))}")
+    for op in ops:
+        if op in OPS:
+            raise DeepTaylorError(f"{op} is already declared as {OPS[op].role!r}")
+        OPS[op] = Op(role, **properties)
+
+
+def known(op: Any) -> bool:
+    """Whether an operation has a role."""
+    return op in OPS or not isinstance(op, torch._ops.OpOverload)
+
+
+def role_of(node: Node, carrying: tuple[int, ...]) -> Op | None:
+    """What a node is, given the positions of the arguments that carry relevance."""
+    op = OPS.get(node.op)
+    if op is None or len(carrying) != 1 or op.single is None:
+        return op
+    return op.single if isinstance(op.single, Op) else op.single.get(carrying[0], op)
+
+
+def _at_least_zero(name: str) -> Callable[[Arguments], bool]:
+    return lambda arguments: arguments.get(name) is not None and not isinstance(arguments[name], str) and arguments[name] >= 0
+
+
+def _padded(arguments: Arguments) -> bool | Literal["keep"]:
+    return "keep" if (arguments.get("value") or 0) >= 0 else False
+
+
+def _active_dropout(arguments: Arguments) -> str:
+    on = arguments.get("train", arguments.get("training"))
+    return "dropout is active: its training argument is True; pass self.training" if on else ""
+
+
+def _training_norm(arguments: Arguments) -> str:
+    return "batch statistics mix the samples of a batch; call model.eval()" if arguments.get("training") else ""
+
+
+
+SCALE = Op("sum", coefficients="single")
+SHIFT = Op("sum", coefficients="single", offset=True)
+HINGE = Op("activation", at_zero=True)
+
+# --- constant: no relevance flows ---------------------------------------------------------------------------------
+declare(
+    "constant",
+    aten.sign.default, aten.sgn.default, aten.floor.default, aten.ceil.default, aten.round.default, aten.trunc.default,
+    aten.heaviside.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
+    aten.empty_like.default, aten.new_zeros.default, aten.new_ones.default, aten.new_full.default,
+    aten.new_empty.default, aten.zeros.default, aten.ones.default, aten.full.default, aten.arange.default,
+    aten.arange.start, aten.arange.start_step, aten.linspace.default, aten.eye.default, aten.scalar_tensor.default,
+    aten.lift_fresh_copy.default, aten.tensor.default,
+)  # fmt: skip
+
+# --- rearrange: moves with the values ------------------------------------------------------------------------------
+declare("rearrange", operator.getitem, nonnegative="keep")
+declare(
+    "rearrange",
+    aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints,
+    aten.unflatten.int, aten.permute.default, aten.transpose.int, aten.t.default, aten.movedim.int,
+    aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.expand.default,
+    aten.expand_as.default, aten.repeat.default, aten.repeat_interleave.self_int, aten.tile.default,
+    aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.index.Tensor, aten.index_select.default,
+    aten.gather.default, aten.roll.default, aten.flip.default, aten.rot90.default, aten.split.Tensor,
+    aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int, aten.clone.default, aten.alias.default,
+    aten.detach.default, aten.contiguous.default, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout,
+    aten.to.device, aten.type_as.default, aten.lift_fresh.default, aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.native_channel_shuffle.default,
+    aten.diagonal.default, aten.tril.default, aten.triu.default, aten.unfold.default, aten.im2col.default,
+    aten.as_strided.default, aten.reflection_pad1d.default, aten.reflection_pad2d.default,
+    aten.reflection_pad3d.default, aten.replication_pad1d.default, aten.replication_pad2d.default,
+    aten.replication_pad3d.default, aten.upsample_nearest1d.default, aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.default,
+    aten.upsample_nearest3d.vec, aten._upsample_nearest_exact1d.vec, aten._upsample_nearest_exact2d.vec,
+    aten._upsample_nearest_exact3d.vec,
+    nonnegative="keep",
+)  # fmt: skip
+declare(
+    "rearrange",
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default,
+    nonnegative="keep", refuse=_active_dropout,
+)  # fmt: skip
+declare(
+    "rearrange",
+    aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, aten.max.default, aten.amax.default,
+    aten.min.default, aten.amin.default,
+    nonnegative="keep",
+)  # fmt: skip
+declare(
+    "rearrange",
+    aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default, aten.max_pool1d_with_indices.default,
+    aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default,
+    aten.max.dim, aten.min.dim, aten.topk.default, aten.sort.default, aten.sort.stable,
+    nonnegative="keep", first=True,
+)  # fmt: skip
+declare("rearrange", aten.cat.default, aten.stack.default, offset=True, nonnegative="keep")
+declare("rearrange", aten.pad.default, aten.constant_pad_nd.default, offset=True, nonnegative=_padded)
+declare(
+    "rearrange",
+    aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.masked_fill.Scalar,
+    aten.masked_fill.Tensor, aten.select_scatter.default, aten.slice_scatter.default, aten.scatter.src,
+    aten.scatter.value, aten.index_put.default, aten.copy.default, aten.diagonal_scatter.default, aten.fill.Tensor,
+    aten.fill.Scalar,
+    offset=True,
+)  # fmt: skip
+declare("rearrange", aten.maximum.default, aten.minimum.default, aten.max.other, aten.min.other, single=HINGE)
+
+# --- sum: shared in proportion ---------------------------------------------------------------------------------------
+declare("sum", aten.add.Tensor, coefficients="positive", nonnegative="keep", single=SHIFT)
+declare("sum", aten.sub.Tensor, single=SHIFT)
+declare("sum", aten.add.Scalar, aten.sub.Scalar, aten.rsub.Scalar, coefficients="single", offset=True)
+declare("sum", aten.rsub.Tensor, single=SHIFT)
+declare("sum", aten.neg.default, aten.mul.Scalar, aten.div.Scalar, coefficients="single")
+declare(
+    "sum",
+    aten.mean.default, aten.mean.dim, aten.sum.default, aten.sum.dim_IntList, aten.avg_pool1d.default,
+    aten.avg_pool2d.default, aten.avg_pool3d.default, aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default,
+    aten._adaptive_avg_pool3d.default, aten.upsample_linear1d.vec, aten.upsample_bilinear2d.vec,
+    aten.upsample_bilinear2d.default, aten.upsample_trilinear3d.vec, aten.upsample_linear1d.default,
+    aten.upsample_trilinear3d.default, aten._upsample_bilinear2d_aa.vec, aten.cumsum.default, aten.col2im.default,
+    coefficients="positive", nonnegative="keep",
+)  # fmt: skip
+declare(
+    "sum",
+    aten.upsample_bicubic2d.vec, aten.upsample_bicubic2d.default, aten._upsample_bicubic2d_aa.vec,
+)  # fmt: skip
+declare("sum", aten._native_batch_norm_legit_no_training.default, coefficients="single", offset=True, first=True)
+declare("sum", aten.batch_norm.default, coefficients="single", offset=True, refuse=_training_norm)
+
+# --- affine: the search-direction rules ---------------------------------------------------------------------------
+for _form in FORMS.values():
+    declare("affine", *_form.ops, form=_form)
+
+# --- activation: phi(x) ---------------------------------------------------------------------------------------------
+declare("activation", aten.relu.default, aten.relu6.default, nonnegative=True, rectifies=True)
+declare(
+    "activation",
+    aten.leaky_relu.default, aten.elu.default, aten.selu.default, aten.celu.default, aten.gelu.default,
+    aten.silu.default, aten.mish.default, aten.hardswish.default, aten.prelu.default, aten._prelu_kernel.default,
+    aten.softshrink.default, aten.hardshrink.default, aten.sin.default, aten.sinh.default, aten.asinh.default,
+    aten.atan.default, aten.erf.default, aten.tanh.default, aten.expm1.default, aten.log1p.default,
+)  # fmt: skip
+declare("activation", aten.rrelu.default, refuse=lambda arguments: _active_dropout(arguments).replace("dropout", "rrelu"))
+declare("activation", aten.abs.default, aten.square.default, nonnegative=True)
+declare("activation", aten.sqrt.default, nonnegative=True)
+declare("activation", aten.sigmoid.default, aten.hardsigmoid.default, at_zero=True, nonnegative=True, gate=True)
+declare("activation", aten.exp.default, aten.softplus.default, at_zero=True, nonnegative=True)
+declare("activation", aten.rsqrt.default, aten.reciprocal.default, at_zero=True, gate=True)
+declare("activation", aten.log.default, aten.log_sigmoid.default, aten.cos.default, aten.cosh.default, at_zero=True)
+declare("activation", aten.hardtanh.default, at_zero=True, nonnegative=_at_least_zero("min_val"))
+declare("activation", aten.clamp.default, aten.clamp_min.default, at_zero=True, nonnegative=_at_least_zero("min"))
+declare("activation", aten.clamp_max.default, aten.threshold.default, at_zero=True)
+declare("activation", aten.pow.Tensor_Scalar, at_zero=True)
+
+# --- product: two data tensors --------------------------------------------------------------------------------------
+declare("product", aten.mul.Tensor, nonnegative="keep", single=SCALE)
+declare("product", aten.div.Tensor, single={0: SCALE, 1: HINGE}, gates=(1,))
+declare("product", aten.scaled_dot_product_attention.default, gates=(0, 1))
+
+# --- normalization ----------------------------------------------------------------------------------------------------
+for _op, _linearized in LINEARIZED.items():
+    declare("normalization", _op, linearized=_linearized)
+
+# --- softmax ------------------------------------------------------------------------------------------------------------
+declare("softmax", aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, nonnegative=True, gate=True)
+declare("softmax", aten.log_softmax.int, aten._log_softmax.default)

@@ -1,0 +1,302 @@
+"""Graph + composite -> Plan: every operation with its role and rule, all problems found at once, before any number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .composites import Composite, Place, auto
+from .errors import InputError, UnsupportedOp
+from .forms import Arguments, arguments_of
+from .graph import Graph, Node, Ref, is_getitem, lookup
+from .ops import OPS, SCALE, Op, role_of
+from .rules import Rule
+from .step import Cache
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a printed plan."""
+
+    name: str
+    op: str
+    module: str
+    source: str
+    role: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class PlanTable:
+    """A plan as text: what `print(plan)` shows and what is saved with an attribution."""
+
+    rows: tuple[Row, ...]
+    composite: str
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        head = ("operation", "module", "source", "role", "rule")
+        lines = [(row.op, row.module, row.source, row.role, row.rule) for row in self.rows]
+        widths = [min(48, max(len(line[i]) for line in [head, *lines])) for i in range(len(head))]
+        show = ["  ".join(_fit(cell, width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in [head, *lines]]
+        show.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([f"composite: {self.composite}", *(f"note: {note}" for note in self.notes), *show])
+
+
+def _fit(cell: str, width: int) -> str:
+    return cell.ljust(width) if len(cell) <= width else "…" + cell[len(cell) - width + 1 :]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A place that relevance passes, with its rule and what the graph says of its arguments."""
+
+    place: Place
+    rule: Rule
+    leaves: tuple[int, ...]
+    """Which leaves of (args, kwargs) carry relevance."""
+    receives: tuple[int, ...]
+    """Which of those get a share."""
+    data: str = ""
+    """affine: the name of the argument that is the data."""
+    nonnegative: bool = False
+    rectified: bool = False
+    gates: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A graph whose every operation on the way of relevance has a rule."""
+
+    graph: Graph
+    explained: tuple[str, ...]
+    composite: Composite
+    assignments: Mapping[str, Assignment]
+    fixed: tuple[str, ...]
+    """Nodes that depend on no input: computed once, until a parameter changes."""
+    caches: dict[str, Cache] = field(default_factory=dict)
+    _held: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def table(self) -> PlanTable:
+        """Every operation on the way of relevance, in the order in which it runs."""
+        rows = []
+        for node in self.graph:
+            assignment = self.assignments.get(node.name)
+            if assignment is None or is_getitem(node):
+                continue
+            source = f"{node.file}:{node.line}" if node.file else ""
+            rows.append(Row(node.name, node.short, node.module, source, assignment.place.role, str(assignment.rule)))
+        why = (self.composite.why,) if self.composite.why else ()
+        return PlanTable(tuple(rows), self.composite.name, (*why, *self.graph.notes))
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The lines of the printed plan."""
+        return self.table.rows
+
+    def __str__(self) -> str:
+        return str(self.table)
+
+    def constants(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Values of parameters, constants and fixed nodes; drops every cache when a parameter has changed."""
+        env: dict[str, Any] = {name: state[qualified].detach() for name, qualified in self.graph.parameters.items()}
+        env |= self.graph.constants
+        prints = _fingerprint([state[qualified] for qualified in self.graph.parameters.values()])
+        if self._held.get("prints") != prints:
+            self._held.clear()
+            self.caches.clear()
+            index = self.graph.index
+            with torch.no_grad():
+                for name in self.fixed:
+                    node = index[name]
+                    env[name] = node.op(*lookup(node.args, env), **lookup(dict(node.kwargs), env))
+            self._held.update(prints=prints, values={name: env[name] for name in self.fixed})
+        return env | self._held["values"]
+
+
+def _fingerprint(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Changes when a parameter is replaced or written to, also behind autograd's back (`p.data.mul_(2)`)."""
+    sums = [t.detach().sum(dtype=torch.float64 if t.is_floating_point() else None) for t in tensors]
+    sizes = [t.detach().abs().sum(dtype=torch.float64) if t.is_floating_point() else s for t, s in zip(tensors, sums, strict=True)]
+    values = torch.stack([v.double() for v in (*sums, *sizes)]).tolist() if sums else []
+    return (*((t.data_ptr(), t.dtype, t.device) for t in tensors), *values)
+
+
+def make_plan(graph: Graph, explained: Sequence[str], composite: Composite | None) -> Plan:
+    """Assigns a rule to every operation that relevance passes.
+
+    Args:
+        graph: a canonical graph.
+        explained: names of the inputs that relevance is sent to.
+        composite: None lets `auto` choose by what the graph holds.
+
+    Raises:
+        UnsupportedOp: operations without a role, all of them at once.
+        InputError: the output does not depend on the explained inputs.
+    """
+    carrying = _carrying(graph, explained)
+    if graph.output.name not in carrying:
+        raise InputError(f"the output does not depend on the explained inputs ({', '.join(explained)})")
+    facts = {node.name: _Facts.of(node, carrying) for node in graph if node.name in carrying}
+    places = _places(graph, facts)
+    composite = composite or auto(list(places.values()))
+    nonnegative = _nonnegative(graph, facts)
+    assignments = _assign(graph, facts, places, nonnegative, composite)
+    return Plan(graph, tuple(explained), composite, assignments, _fixed(graph))
+
+
+def _carrying(graph: Graph, explained: Sequence[str]) -> set[str]:
+    """Names of floating values that depend on an explained input."""
+    carrying = set(explained)
+    for node in graph:
+        op = OPS.get(node.op)
+        if node.floating and (op is None or op.role != "constant") and any(name in carrying for name in node.refs()):
+            carrying.add(node.name)
+    return carrying
+
+
+def _fixed(graph: Graph) -> tuple[str, ...]:
+    moving, fixed = set(graph.inputs), []
+    for node in graph:
+        if any(name in moving for name in node.refs()):
+            moving.add(node.name)
+        else:
+            fixed.append(node.name)
+    return tuple(fixed)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a node's arguments say of it."""
+
+    op: Op | None
+    leaves: tuple[int, ...]
+    """Leaves that carry relevance."""
+    sources: tuple[str, ...]
+    """The nodes that these leaves are, in the same order."""
+    positions: tuple[int, ...]
+    """The arguments, by position in the schema, that these leaves belong to."""
+    arguments: Arguments
+    data: str = ""
+
+    @staticmethod
+    def of(node: Node, carrying: set[str]) -> _Facts:
+        paths = pytree.tree_flatten_with_path((node.args, dict(node.kwargs)))[0]
+        arguments = arguments_of(node.op, node.args, node.kwargs)
+        names = list(arguments)
+        schema = [a.name for a in node.op._schema.arguments] if isinstance(node.op, torch._ops.OpOverload) else names
+        leaves, sources, positions = [], [], []
+        for number, (path, leaf) in enumerate(paths):
+            if isinstance(leaf, Ref) and leaf.name in carrying:
+                leaves.append(number)
+                sources.append(leaf.name)
+                key = path[1]
+                positions.append(key.idx if path[0].idx == 0 else schema.index(key.key))
+        op = role_of(node, tuple(dict.fromkeys(positions)) if len(leaves) == len(set(positions)) else tuple(positions))
+        data = ""
+        if op is not None and op.form is not None:
+            where = {schema[position] for position in positions}
+            if len(leaves) == 1 and where <= set(op.form.data):
+                data = next(iter(where))
+            else:  # the weight is data too (attention), or it alone is
+                op = Op("product") if len(leaves) > 1 else SCALE if where <= {"bias"} else Op("sum", offset=True)
+        return _Facts(op, tuple(leaves), tuple(sources), tuple(positions), arguments, data)
+
+
+def _places(graph: Graph, facts: Mapping[str, _Facts]) -> dict[str, Place]:
+    affine = [name for name, fact in facts.items() if fact.op is not None and fact.op.role == "affine"]
+    before: set[str] = set()
+    after: set[str] = set()
+    for name, fact in facts.items():
+        if any(source in before or source in affine for source in fact.sources):
+            before.add(name)
+    for name in reversed(list(facts)):
+        if name in after or name in affine:
+            after.update(facts[name].sources)
+    places = {}
+    for name, fact in facts.items():
+        if fact.op is None:
+            continue
+        is_affine = name in affine
+        places[name] = Place(
+            graph[name],
+            fact.op,
+            first=is_affine and name not in before,
+            last=is_affine and name not in after,
+            index=affine.index(name) if is_affine else None,
+            has_convolution=is_affine and "conv" in graph[name].short,
+        )
+    return places
+
+
+def _nonnegative(graph: Graph, facts: Mapping[str, _Facts]) -> set[str]:
+    """Names of values that are ≥ 0 whatever the input."""
+    found: set[str] = set()
+    for name, fact in facts.items():
+        if fact.op is None:
+            continue
+        sign = fact.op.nonnegative
+        sign = sign(fact.arguments) if callable(sign) else sign
+        others = [ref for ref in graph[name].refs() if ref not in facts and (ref not in graph.index or graph[ref].floating)]
+        if sign is True or (sign == "keep" and not others and all(source in found for source in fact.sources)):
+            found.add(name)
+    return found
+
+
+def _assign(
+    graph: Graph, facts: Mapping[str, _Facts], places: Mapping[str, Place], nonnegative: set[str], composite: Composite
+) -> dict[str, Assignment]:
+    users = graph.users()
+    wanted, assignments = {graph.output.name}, {}
+    refused: list[Node] = []
+    reasons: list[str] = []
+    for name in reversed(list(facts)):
+        if name not in wanted:
+            continue
+        node, fact = graph[name], facts[name]
+        reason = "no role" if fact.op is None else fact.op.refuse(fact.arguments) if fact.op.refuse else ""
+        if reason or fact.op is None:
+            refused.append(node)
+            reasons.append(reason)
+            wanted.update(fact.sources)
+            continue
+        place = places[name]
+        rule = composite.rule_for(place)
+        gates = tuple(i for i, source in enumerate(fact.sources) if fact.positions[i] in fact.op.gates or _is_gate(source, facts))
+        gates = gates if fact.op.role == "product" else ()
+        receives = rule.receives(len(fact.sources), gates)
+        readers = users.get(name, [])
+        assignments[name] = Assignment(
+            place,
+            rule,
+            fact.leaves,
+            receives,
+            fact.data,
+            nonnegative=all(source in nonnegative for source in fact.sources),
+            rectified=bool(readers) and all(_rectifies(facts.get(reader.name)) for reader in readers),
+            gates=gates,
+        )
+        wanted.update(fact.sources[i] for i in receives)
+    if refused:
+        raise UnsupportedOp(refused[::-1], reasons[::-1])
+    return assignments
+
+
+def _rectifies(fact: _Facts | None) -> bool:
+    return fact is not None and fact.op is not None and fact.op.rectifies
+
+
+def _is_gate(name: str, facts: Mapping[str, _Facts]) -> bool:
+    """Whether a value is a bounded factor: a sigmoid, softmax or 1/sqrt, moved or scaled by a constant at most."""
+    fact = facts.get(name)
+    if fact is None or fact.op is None:
+        return False
+    passes = fact.op.role == "rearrange" or fact.op == SCALE
+    return fact.op.gate or (passes and all(_is_gate(source, facts) for source in fact.sources))

@@ -1,0 +1,171 @@
+"""Forward with saved steps, then relevance backwards: the whole engine in one sitting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .errors import DeepTaylorError
+from .forms import arguments_of
+from .graph import Node, is_getitem, lookup
+from .plan import Assignment, Plan
+from .rules import Redistribution, Relevance
+from .rules.gradient import HeldConstant
+from .rules.rearrange import Move
+from .step import Cache, Step
+
+HALF = (torch.float16, torch.bfloat16)
+Observer = Callable[[Step, Any, Redistribution], None]
+"""Called after every step with (step, relevance of its output, what the rule did)."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward pass: the steps that relevance will retrace, and the values it is measured against."""
+
+    steps: Mapping[str, Step]
+    values: Mapping[str, Any]
+    """By name: the explained inputs and the outputs of all steps."""
+    output: Tensor
+
+
+def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor]) -> Forward:
+    """Runs the graph, keeping a `Step` of every operation that relevance will pass."""
+    env = plan.constants(state) | dict(inputs)
+    fixed = set(plan.fixed)
+    last_use = {name: i for i, node in enumerate(plan.graph) for name in node.refs()}
+    steps: dict[str, Step] = {}
+    picked: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for i, node in enumerate(plan.graph):
+            if node.name in fixed:
+                continue
+            args, kwargs = lookup(node.args, env), lookup(dict(node.kwargs), env)
+            assignment = plan.assignments.get(node.name)
+            if assignment is None or is_getitem(node):
+                env[node.name] = node.op(*args, **kwargs)
+                if assignment is not None:
+                    picked[node.name] = _wide(env[node.name])
+            else:
+                cache = plan.caches.setdefault(node.name, Cache())
+                steps[node.name], env[node.name] = _step(node, assignment, args, kwargs, cache)
+            for name in set(node.refs()):
+                if last_use[name] == i and name != plan.graph.output.name:
+                    del env[name]
+    output = env[plan.graph.output.name]
+    values = picked | {name: step.z for name, step in steps.items()} | {name: _wide(inputs[name]) for name in plan.explained}
+    return Forward(steps, values, output)
+
+
+def _step(node: Node, assignment: Assignment, args: Any, kwargs: Any, cache: Cache) -> tuple[Step, Any]:
+    """The step of one operation, and the value that it passes on."""
+    op = assignment.place.op
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    half = any(isinstance(leaf, Tensor) and leaf.dtype in HALF for leaf in leaves)
+    value = node.op(*args, **kwargs) if half or op.role == "affine" else None
+    leaves = [_wide(leaf) for leaf in leaves]  # relevance is carried in float32 at least
+
+    def call(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def function(*xs: Tensor) -> Any:
+            filled = list(leaves)
+            for leaf, x in zip(assignment.leaves, xs, strict=True):
+                filled[leaf] = x
+            filled_args, filled_kwargs = pytree.tree_unflatten(filled, spec)
+            result = operation(*filled_args, **filled_kwargs)
+            return result[0] if op.first else result
+
+        return function
+
+    # a fresh tensor object per argument: x * x is a product of two
+    xs = tuple(leaves[i].detach() for i in assignment.leaves)
+    function = call(torch.ops.aten.clone.default if node.op is torch.ops.aten.detach.default else node.op)
+    linearized = call(op.linearized) if op.linearized is not None else None
+    known: dict[str, Any] = {
+        "nonnegative": assignment.nonnegative,
+        "rectified": assignment.rectified,
+        "gates": assignment.gates,
+        "cache": cache,
+    }
+    if op.form is not None:
+        wide_args, wide_kwargs = pytree.tree_unflatten(leaves, spec)
+        affine = op.form.build(arguments_of(node.op, wide_args, wide_kwargs), assignment.data)
+        z = value if not half else function(*xs)
+        return Step(node, op, function, xs, z, affine=affine, **known), value
+    memo = Cache()
+    recorded = Step(node, op, function, xs, None, linearized=linearized, memo=memo, **known)
+    outputs = recorded.recorded()[1]
+    z = outputs.detach() if isinstance(outputs, Tensor) else tuple(out.detach() for out in outputs)
+    step = Step(node, op, function, xs, z, linearized=linearized, memo=memo, **known)
+    if value is not None:
+        return step, value
+    return step, (z,) if op.first else z
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
+
+
+def backward(plan: Plan, run: Forward, seed: Relevance, observe: Observer | None = None) -> dict[str, Relevance]:
+    """Relevance of every value it passes, by name, given that of the output.
+
+    Args:
+        plan: the graph with its rules.
+        run: the forward pass.
+        seed: relevance of the output.
+        observe: sees every step; the ledger and the search for NaN are observers.
+    """
+    relevance: dict[str, Any] = {plan.graph.output.name: seed}
+    for node in reversed(plan.graph.nodes):
+        if node.name not in relevance or node.name not in plan.assignments:
+            continue
+        if is_getitem(node):
+            _into_slot(plan, run, relevance, node)
+            continue
+        step, assignment = run.steps[node.name], plan.assignments[node.name]
+        arrived = relevance[node.name]
+        if isinstance(arrived, dict):
+            result = _several(step, assignment, arrived)
+        else:
+            result = assignment.rule(step, arrived)
+        if observe is not None:
+            observe(step, arrived, result)
+        for source, message in zip(_sources(node, assignment), result.messages, strict=True):
+            if message is not None:
+                _add(relevance, source, message, run.values)
+    return relevance
+
+
+def _several(step: Step, assignment: Assignment, arrived: Mapping[int, Relevance]) -> Redistribution:
+    """An operation with several outputs (split, unbind): relevance moves from all of them at once."""
+    if isinstance(assignment.rule, HeldConstant):
+        return Redistribution((None,) * len(step.xs))
+    if step.op.role != "rearrange":
+        raise DeepTaylorError(f"{step.node.kind} has several outputs that carry relevance, and the role {step.op.role}")
+    return Move().several(step, [arrived.get(i) for i in range(len(step.z))], step.z)
+
+
+def _into_slot(plan: Plan, run: Forward, relevance: dict[str, Any], node: Node) -> None:
+    """Hands what arrived at `x[i]` to the i-th output of x."""
+    source, number = node.args[0].name, node.args[1]
+    step = run.steps[source]
+    if step.op.first:
+        relevance[source] = relevance[node.name]
+        return
+    slots = relevance.setdefault(source, {})
+    arrived, value = relevance[node.name], step.z[number]
+    slots[number] = slots[number].plus(arrived, value) if number in slots else arrived
+
+
+def _sources(node: Node, assignment: Assignment) -> list[str]:
+    leaves = pytree.tree_leaves((node.args, dict(node.kwargs)))
+    return [leaves[i].name for i in assignment.leaves]
+
+
+def _add(relevance: dict[str, Any], name: str, message: Relevance, values: Mapping[str, Any]) -> None:
+    held = relevance.get(name)
+    relevance[name] = message if held is None else held.plus(message, values[name])

@@ -1,0 +1,50 @@
+"""Rules for activations phi(x)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..ops import Role
+from ..step import Step
+from .base import Redistribution, Relevance, Rule
+
+
+@dataclass(frozen=True)
+class Secant(Rule):
+    """Passes relevance through: R_x = R_y, which in product form is c_x = phi(x)/x · c_y.
+
+    Where phi(0) ≠ 0 (sigmoid, softplus) the secant runs from there, c_x = (phi(x) − phi(0))/x · c_y, and the constant
+    phi(0) is booked. Where phi(0) is infinite (1/x, log) relevance passes unchanged.
+    """
+
+    roles: ClassVar[tuple[Role, ...]] = ("activation",)
+
+    def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
+        if not step.op.at_zero:
+            return Redistribution((self._through(step, relevance),))
+        zero = step.memo.get("phi(0)", lambda: torch.nan_to_num(step.offset(), posinf=0.0, neginf=0.0))
+        if not relevance.product:
+            share = Relevance(zero).over(step.z, step.z, 0.0).tensor * relevance.tensor
+            return Redistribution((Relevance(relevance.tensor - share),), {"constant": lambda: share})
+        near = step.x.abs() < 1e-3
+        slope = torch.where(near, 1, (step.z - zero) / torch.where(near, 1, step.x))
+        if bool(near.any()):  # the difference quotient loses its digits there: the tangent instead
+            slope = torch.where(near, step.vjp(torch.ones_like(step.z))[0], slope)
+        gap = step.z - zero - slope * step.x
+        return Redistribution(
+            (Relevance(slope * relevance.tensor, product=True),), {"constant": lambda: (zero + gap) * relevance.tensor}
+        )
+
+    @staticmethod
+    def _through(step: Step, relevance: Relevance) -> Relevance:
+        if not relevance.product:
+            return relevance
+        if step.op.rectifies and step.node.short == "relu":
+            return Relevance(relevance.tensor * (step.z > 0), product=True)
+        at_zero = step.x == 0
+        slope: Tensor = torch.where(at_zero, 0, step.z / torch.where(at_zero, 1, step.x))
+        return Relevance(slope * relevance.tensor, product=True)

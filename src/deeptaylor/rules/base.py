@@ -1,0 +1,109 @@
+"""What rules take and give: `Relevance`, `Redistribution`, `Rule`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..ops import Role
+from ..step import Step
+
+Bias = Literal["ignore", "absorb", "distribute"]
+Convention = Literal["paper", "zennit"]
+Cause = Literal["bias", "constant", "stabilizer", "rule"]
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Relevance of one tensor: R itself, or in product form c with R = value · c.
+
+    The product form is the induction hypothesis of deep Taylor decomposition (Montavon et al. 2017): where rules keep
+    it, nothing is divided by a small activation on the way back.
+    """
+
+    tensor: Tensor
+    product: bool = False
+
+    def total(self, value: Tensor) -> Tensor:
+        """R, given the value of the tensor that it belongs to."""
+        return self.tensor * value if self.product else self.tensor
+
+    def over(self, z: Tensor, value: Tensor, epsilon: Tensor | float) -> Tensor:
+        """R / (z + epsilon·sign(z)), and 0 where that is 0/0 or a division by exactly 0.
+
+        Args:
+            z: the denominator.
+            value: the value of the tensor that the relevance belongs to, often z itself.
+            epsilon: the stabilizer, ≥ 0.
+        """
+        if self.product and z is value and isinstance(epsilon, float) and epsilon == 0:
+            return self.tensor
+        if isinstance(epsilon, float) and epsilon == 0:
+            empty = z == 0
+            return torch.where(empty, 0, self.total(value) / torch.where(empty, 1, z))
+        return self.total(value) / stabilize(z, epsilon)
+
+    def plus(self, other: Relevance, value: Tensor) -> Relevance:
+        """The sum of two messages to one tensor."""
+        if self.product == other.product:
+            return Relevance(self.tensor + other.tensor, self.product)
+        return Relevance(self.total(value) + other.total(value))
+
+
+def stabilize(z: Tensor, epsilon: Tensor | float) -> Tensor:
+    """z + epsilon·sign(z)."""
+    # sign(0) counts as +1: otherwise a dead unit would divide by zero
+    return z + torch.where(z < 0, -1.0, 1.0).to(z.dtype) * epsilon
+
+
+@dataclass(frozen=True)
+class Redistribution:
+    """What a rule hands on to each of a step's xs, and what it absorbs."""
+
+    messages: tuple[Relevance | None, ...]
+    absorbed: Mapping[Cause, Callable[[], Tensor]] = field(default_factory=dict)
+    """By cause, shaped like z (or summing to the same per sample); computed only when a ledger asks."""
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """Sends relevance from an operation's output to its data inputs.
+
+    A subclass is a frozen dataclass with the formula in `__call__`, and says in `roles` what it can serve.
+    """
+
+    roles: ClassVar[tuple[Role, ...]] = ()
+
+    @abstractmethod
+    def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
+        """Messages to `step.xs`, given the relevance of `step.z`."""
+
+    def receives(self, count: int, gates: tuple[int, ...]) -> tuple[int, ...]:
+        """Which of the `count` arguments that carry relevance get a share; decided once, in the plan."""
+        return tuple(range(count))
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{name}={_short(value)}" for name, value in vars(self).items() if value is not None)
+        return f"{type(self).__name__}({values})"
+
+    def root_points(self, layer: Any, x: Tensor, neurons: Any = None) -> Tensor:
+        """The points at which this rule is a first-order Taylor expansion; see `deeptaylor.roots.root_points`."""
+        from ..roots import root_points
+
+        return root_points(self, layer, x, neurons)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.item():g}" if value.numel() == 1 else f"tensor{tuple(value.shape)}"
+    return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+def sample_mean(values: Tensor) -> Tensor:
+    """Mean over everything but the first axis, which is kept for broadcasting."""
+    return values.mean(tuple(range(1, values.dim())), keepdim=True) if values.dim() > 1 else values

@@ -1,0 +1,57 @@
+"""Gradient × input: every operation expanded at x itself; what that misses is booked as the rule's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..ops import Role
+from ..step import Step
+from .base import Redistribution, Relevance, Rule
+
+
+@dataclass(frozen=True)
+class Gradient(Rule):
+    """Tangent at x: c_x = Jᵀ c_y. For affine layers this is LRP-0; for softmax, the Taylor rule of AttnLRP.
+
+    Products count once per factor (Euler: the sum is their degree times the value), and phi(x) ≠ phi'(x)·x: the ledger
+    books the difference, positive or negative, as absorbed by the rule.
+    """
+
+    roles: ClassVar[tuple[Role, ...]] = (
+        "rearrange", "sum", "affine", "activation", "product", "normalization", "softmax",
+    )  # fmt: skip
+
+    def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
+        if step.affine is not None:
+            c = relevance.over(step.z, step.z, 0.0)
+            message = Relevance(step.affine.transpose(c, step.affine.weight), product=True)
+            absorbed: Any = {"bias": lambda: c * step.affine.bias} if step.affine.bias is not None else {}
+            return Redistribution((message,), absorbed)
+        c = relevance.over(step.z, step.z, 0.0)
+        messages = tuple(Relevance(g, product=True) for g in step.vjp(c))
+        return Redistribution(messages, {_cause(step): lambda: c * step.z - _handed(step, c)})
+
+
+def _cause(step: Step) -> Any:
+    return "constant" if step.op.role in ("sum", "rearrange") else "rule"
+
+
+def _handed(step: Step, c: Tensor) -> Tensor:
+    return c * step.linear_part()
+
+
+@dataclass(frozen=True)
+class HeldConstant(Rule):
+    """Hands nothing on: the operation is taken as a constant, and what reaches it is booked."""
+
+    roles: ClassVar[tuple[Role, ...]] = Gradient.roles
+
+    def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
+        return Redistribution((None,) * len(step.xs), {"rule": lambda: relevance.total(torch.as_tensor(step.z))})
+
+    def receives(self, count: int, gates: tuple[int, ...]) -> tuple[int, ...]:
+        return ()

@@ -1,0 +1,56 @@
+"""Input maps a(x) and weight maps b(w): what the parts of a rule for affine layers are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InputMap:
+    """a(x), and a(x)/x where that is defined: then a message is x times something (product form)."""
+
+    name: str
+    of: Callable[[Tensor], Tensor]
+    of_one: float
+    """a(1): how the map treats a bias, a neuron of activation 1."""
+    per: Callable[[Tensor], Tensor | None] | None = None
+
+    def ratio(self, x: Tensor) -> Tensor | None:
+        """a(x)/x; None stands for 1."""
+        return self.per(x) if self.per is not None else None
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """b(w), elementwise."""
+
+    name: str
+    of: Callable[[Tensor], Tensor]
+
+
+IDENTITY = InputMap("x", lambda x: x, 1.0, lambda x: None)
+POSITIVE = InputMap("x⁺", lambda x: x.clamp(min=0), 1.0, lambda x: (x > 0).to(x.dtype))
+NEGATIVE = InputMap("x⁻", lambda x: x.clamp(max=0), 0.0, lambda x: (x < 0).to(x.dtype))
+ABSOLUTE = InputMap("|x|", torch.abs, 1.0, torch.sign)
+ONE = InputMap("1", torch.ones_like, 1.0)
+
+SAME = WeightMap("w", lambda w: w)
+PLUS = WeightMap("w⁺", lambda w: w.clamp(min=0))
+MINUS = WeightMap("w⁻", lambda w: w.clamp(max=0))
+SIZE = WeightMap("|w|", torch.abs)
+SQUARE = WeightMap("w²", torch.square)
+ONES = WeightMap("1", torch.ones_like)
+
+
+def BOOST(gamma: float) -> WeightMap:  # noqa: N802  reads like the other maps
+    """w + γ w⁺."""
+    return WeightMap(f"w+{gamma:g}w⁺", lambda w: w + gamma * w.clamp(min=0))
+
+
+def shifted(bound: Tensor) -> InputMap:
+    """x − bound."""
+    return InputMap("x−bound", lambda x: x - bound, 0.0)

@@ -1,0 +1,80 @@
+"""Rules for sums: additions, averages, batch norm of its own, scaling and shifting by constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..ops import Role
+from ..step import Step
+from .base import Redistribution, Relevance, Rule
+from .pooling import share_by
+
+
+@dataclass(frozen=True)
+class Proportional(Rule):
+    """Share by summand: R_i = x_i a_i / (z + ε sign z) · R, whatever the signs. LRP-ε of a sum.
+
+    `bias="absorb"` lets added constants keep their share; "ignore" leaves them out of the denominator. Given to a
+    max-pool, it is the sum-pool rule: by value within the window.
+    """
+
+    epsilon: float = 1e-6
+    bias: Literal["absorb", "ignore"] = "absorb"
+    roles: ClassVar[tuple[Role, ...]] = ("sum", "rearrange")
+
+    def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
+        if step.op.role == "rearrange":
+            return share_by(step.x, step, relevance, self.epsilon)
+        z, offset = step.z, step.offset() if step.op.offset else None
+        if self.bias == "ignore" and offset is not None:
+            z = step.z - offset
+        s = relevance.over(z, step.z, self.epsilon)
+        absorbed = {"stabilizer": lambda: relevance.total(step.z) - s * z}
+        if self.bias == "absorb" and offset is not None:
+            absorbed["constant"] = lambda: s * offset
+        return Redistribution(tuple(Relevance(g, product=True) for g in step.vjp(s)), absorbed)
+
+
+@dataclass(frozen=True)
+class PositiveProportional(Rule):
+    """Share by positive summand: the z⁺ rule of a sum, with added constants ignored. Roots in R₊.
+
+    Sums with coefficients of both signs (a difference, bicubic upsampling) share as `Proportional` does.
+    """
+
+    epsilon: float = 1e-9
+    roles: ClassVar[tuple[Role, ...]] = ("sum",)
+
+    def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
+        if step.op.coefficients == "single":
+            return self._one_to_one(step, relevance)
+        if step.op.coefficients == "mixed" or _negated(step):
+            return Proportional(self.epsilon, "ignore")(step, relevance)
+        if step.nonnegative:
+            return Proportional(self.epsilon)(step, relevance)
+        z = step.memo.get("z⁺", lambda: step.function(*(x.clamp(min=0) for x in step.xs)))
+        s = relevance.over(z, step.z, 0.0)
+        messages = tuple(
+            Relevance(g * (x > 0), product=True) for g, x in zip(step.vjp(s), step.xs, strict=True)
+        )
+        return Redistribution(messages, {"rule": lambda: relevance.total(step.z) - s * z})
+
+    def _one_to_one(self, step: Step, relevance: Relevance) -> Redistribution:
+        """One summand and a constant: all relevance goes to the summand where its contribution is positive."""
+        own = step.z - step.offset() if step.op.offset else step.z
+        negative = own <= 0 if step.op.offset else torch.zeros_like(own, dtype=torch.bool)
+        total = relevance.total(step.z)
+        s = torch.where(negative, 0, total) / torch.where(own == 0, 1, own)
+        messages = tuple(Relevance(g * x) for g, x in zip(step.vjp(s), step.xs, strict=True))
+        return Redistribution(messages, {"constant": lambda: total - s * own})
+
+
+def _negated(step: Step) -> bool:
+    alpha = step.node.kwargs.get("alpha", 1)
+    return not isinstance(alpha, int | float) or alpha < 0
+
+

@@ -1,0 +1,104 @@
+"""`Step`: one operation of the forward pass with the values it saw, and its local vector-Jacobian product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .affine import Affine
+from .graph import Node
+from .ops import Op
+
+Function = Callable[..., Any]
+
+
+@dataclass
+class Cache:
+    """What a plan keeps between calls for one node: transformed weights and input-independent denominators."""
+
+    held: dict[Any, Any] = field(default_factory=dict)
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value under `key`, made once."""
+        if key not in self.held:
+            self.held[key] = make()
+        return self.held[key]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation with the values it saw. Rules read steps; they never see the graph."""
+
+    node: Node
+    op: Op
+    function: Function
+    """The operation as a function of the arguments that carry relevance, everything else fixed."""
+    xs: tuple[Tensor, ...]
+    """The arguments that carry relevance."""
+    z: Any
+    """The output: a tensor, or a tuple of them."""
+    linearized: Function | None = None
+    """normalization: `function` with its statistics held constant."""
+    affine: Affine | None = None
+    nonnegative: bool = False
+    """Whether every x is known, from the graph alone, to be ≥ 0."""
+    rectified: bool = False
+    """Whether every reader of z is 0 wherever z ≤ 0."""
+    gates: tuple[int, ...] = ()
+    """Positions in `xs` of bounded factors or statistics (sigmoid, softmax, rsqrt …)."""
+    cache: Cache = field(default_factory=Cache)
+    """Kept between calls, until a parameter changes."""
+    memo: Cache = field(default_factory=Cache)
+    """Kept for this forward pass: denominators shared by several targets."""
+
+    @property
+    def x(self) -> Tensor:
+        """The only argument that carries relevance."""
+        return self.xs[0]
+
+    def recorded(self, function: Function | None = None) -> tuple[tuple[Tensor, ...], Any]:
+        """(leaves, outputs) of a local autograd graph of this one operation, built once."""
+
+        def record() -> tuple[tuple[Tensor, ...], Any]:
+            leaves = tuple(x.detach().requires_grad_() for x in self.xs)
+            with torch.enable_grad():
+                return leaves, (function or self.function)(*leaves)
+
+        return self.memo.get(("recorded", function), record)
+
+    def vjp(
+        self, cotangent: Tensor | Sequence[Tensor | None], function: Function | None = None, only: Sequence[int] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Jᵀ·cotangent for every x (or those in `only`), J being the Jacobian at x of the operation or of `function`."""
+        leaves, outputs = self.recorded(function)
+        if isinstance(outputs, Tensor):
+            pairs = [(outputs, cotangent)]
+        else:
+            pairs = [(out, c) for out, c in zip(outputs, cotangent, strict=False) if c is not None]
+        pairs = [(out, c) for out, c in pairs if out.requires_grad]
+        xs = [self.xs[i] for i in only] if only is not None else self.xs
+        leaves = [leaves[i] for i in only] if only is not None else leaves
+        if not pairs:
+            return tuple(torch.zeros_like(x) for x in xs)
+        grads = torch.autograd.grad(
+            [out for out, _ in pairs], leaves, [c for _, c in pairs], retain_graph=True, allow_unused=True
+        )
+        return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(grads, xs, strict=True))
+
+    def linear_part(self, function: Function | None = None) -> Tensor:
+        """J·x: what of z is linear in the xs, for operations with one output."""
+        leaves, output = self.recorded(function)
+        direction = torch.zeros_like(output, requires_grad=True)
+        with torch.enable_grad():
+            grads = torch.autograd.grad(output, leaves, direction, create_graph=True, allow_unused=True)
+            total = sum((g * x).sum() for g, x in zip(grads, self.xs, strict=True) if g is not None)
+        (along,) = torch.autograd.grad(total, direction, allow_unused=True)
+        return torch.zeros_like(output) if along is None else along
+
+    def offset(self) -> Tensor:
+        """The operation's output where all data are 0: what its constants add."""
+        return self.memo.get("offset", lambda: self.function(*(torch.zeros_like(x) for x in self.xs)))

@@ -1,0 +1,245 @@
+"""Model -> Graph by `torch.export`, with the user's file, line and module kept on every node."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import DeepTaylorError, InputError, TraceError
+from .graph import Graph, Node, Ref
+from .inputs import Call, Model
+
+Head = Callable[[Any], Tensor]
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_HERE = os.path.dirname(__file__) + os.sep
+
+
+class Caller(nn.Module):
+    """The user's model as a module from tensors to one tensor; holds the model, changes nothing in it."""
+
+    def __init__(self, model: Model, call: Call, head: Head | None) -> None:
+        super().__init__()
+        self.train(False)
+        if isinstance(model, nn.Module):
+            self.model = model
+        else:
+            object.__setattr__(self, "model", model)
+        self.call, self.head = call, head
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        args, kwargs = self.call.arguments(tensors)
+        output = self.model(*args, **kwargs)
+        if self.head is not None:
+            output = self.head(output)
+        if not isinstance(output, Tensor):
+            raise InputError(_no_head(output))
+        return output
+
+
+def _no_head(output: Any) -> str:
+    if isinstance(output, Mapping):
+        keys = list(output)
+        what, cure = f"a mapping with keys {keys}", f"head=lambda out: out[{keys[0]!r}]" if keys else "head=..."
+    elif isinstance(output, tuple | list):
+        what, cure = f"a {type(output).__name__} of {len(output)}", "head=lambda out: out[0]"
+    else:
+        what, cure = f"a {type(output).__name__}", "head=lambda out: ..."
+    return f"the model returns {what}, not a tensor of shape (batch, classes); say which part to explain: {cure}"
+
+
+def trace(model: Model, call: Call, head: Head | None, batch: int, known: Callable[[Any], bool]) -> Graph:
+    """The graph of one call of `model`, with a dynamic batch size where the model allows it.
+
+    Args:
+        model: a module in eval mode, or a function.
+        call: the bound inputs.
+        head: picks `(batch, classes)` from the model's output.
+        batch: number of samples; tensors with that first size are taken to carry the batch axis.
+        known: whether an operation has a role; one that has none is decomposed, alone.
+
+    Raises:
+        TraceError: the model branches on data, or can't be exported.
+    """
+    caller = Caller(model, call, head)
+    tensors = tuple(call.tensors.values())
+    batched = [tensor.dim() > 0 and tensor.shape[0] == batch for tensor in tensors]
+    # A size of 1 would be baked in: trace a lone sample as a batch of two.
+    doubled = tuple(torch.cat([t, t]) if b and batch == 1 else t for t, b in zip(tensors, batched, strict=True))
+    shapes = tuple({0: torch.export.Dim.AUTO} if b else None for b in batched)
+    notes: list[str] = []
+    try:
+        program = _export(caller, doubled, shapes)
+    except DeepTaylorError:
+        raise
+    except Exception as error:
+        if _branches_on_data(error):
+            raise TraceError(_explain_branch(error)) from error
+        try:
+            program = _export(caller, tensors, None)
+        except Exception:
+            raise TraceError(
+                f"torch.export could not trace the model{_user_line(error)}: {_first_line(error)}\n"
+                "Try record=True, which runs the model once instead of tracing it."
+            ) from error
+        notes.append(f"batch size fixed at {batch} while tracing; another one is traced anew ({_first_line(error)})")
+    return _decompose_unknown(from_program(program, tuple(call.tensors), notes), program, known, call, notes)
+
+
+def _decompose_unknown(graph: Graph, program: Any, known: Callable[[Any], bool], call: Call, notes: list[str]) -> Graph:
+    """Opens operations without a role that torch can express in others, until none is left that it can."""
+    table: Mapping[Any, Any] | None = None
+    for _ in range(4):
+        unknown = {node.op for node in graph if not known(node.op)}
+        if not unknown:
+            break
+        table = table if table is not None else {**torch._decomp.decomposition_table, **torch.export.default_decompositions()}
+        opened = {op: table[op] for op in unknown if op in table}
+        if not opened:
+            break
+        with _quiet():
+            program = program.run_decompositions(opened)
+        graph = from_program(program, tuple(call.tensors), notes)
+    return graph
+
+
+def from_program(program: Any, names: Sequence[str], notes: Sequence[str] = ()) -> Graph:
+    """A decomposed `ExportedProgram` as a Graph whose inputs are called `names`."""
+    signature = program.graph_signature
+    parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    lifted = signature.inputs_to_lifted_tensor_constants
+    inputs = dict(zip(signature.user_inputs, names, strict=True))
+    symbol, nodes, output, rename = None, [], None, {}
+    for fx_node in program.graph.nodes:
+        if fx_node.op == "placeholder":
+            rename[fx_node.name] = inputs.get(fx_node.name, fx_node.name)
+            value = fx_node.meta.get("val")
+            if fx_node.name in inputs and isinstance(value, Tensor) and value.dim() and symbol is None:
+                symbol = value.shape[0] if isinstance(value.shape[0], torch.SymInt) else None
+        elif fx_node.op == "output":
+            output = fx_node.args[0][0]
+        elif not str(fx_node.target).startswith(("aten._assert", "aten.sym_constrain")):
+            rename[fx_node.name] = f"{fx_node.name}_" if fx_node.name in inputs.values() else fx_node.name
+            nodes.append(_node(fx_node, rename, symbol))
+    if not isinstance(output, torch.fx.Node):
+        raise InputError("the model's output does not depend on its inputs")
+    prefix = "model."
+    return Graph(
+        nodes=tuple(nodes),
+        inputs=tuple(names),
+        parameters={node: qualified.removeprefix(prefix) for node, qualified in parameters.items()},
+        constants={node: program.constants[name].detach() for node, name in lifted.items()},
+        output=Ref(rename[output.name]),
+        dynamic_batch=symbol is not None,
+        notes=tuple(notes),
+    ).without_dead_nodes()
+
+
+def _node(fx_node: Any, rename: Mapping[str, str], symbol: Any) -> Node:
+    def convert(value: Any) -> Any:
+        return torch.fx.node.map_arg(value, lambda n: Ref(rename[n.name]))
+
+    value = fx_node.meta.get("val")
+    values = value if isinstance(value, list | tuple) else [value]
+    shape: tuple[int | str, ...] = ()
+    batch_dim = None
+    if isinstance(value, Tensor):
+        axes = [symbol is not None and isinstance(size, torch.SymInt) and size.node.expr == symbol.node.expr for size in value.shape]
+        shape = tuple("N" if axis else int(size) if isinstance(size, int) else str(size) for axis, size in zip(axes, value.shape, strict=True))
+        batch_dim = axes.index(True) if True in axes else None
+    file, line, source = _place(fx_node.meta.get("stack_trace", ""))
+    return Node(
+        name=rename[fx_node.name],
+        op=fx_node.target,
+        args=_plain(convert(fx_node.args)),
+        kwargs=_plain(convert(dict(fx_node.kwargs))),
+        shape=shape,
+        floating=any(isinstance(v, Tensor) and v.is_floating_point() for v in values),
+        batch_dim=batch_dim,
+        file=file,
+        line=line,
+        source=source,
+        module=_module(fx_node.meta.get("nn_module_stack", {})),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """torch.fx's immutable lists and dicts as ordinary ones."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return tuple(_plain(item) for item in value) if type(value) is tuple else value
+
+
+def _place(stack: str) -> tuple[str, int, str]:
+    """File, line and text of the innermost frame that belongs neither to torch nor to deeptaylor."""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', stack or "")
+    for file, line, text in reversed(frames):
+        if not file.startswith((_TORCH, _HERE)):
+            return file, int(line), text.strip()
+    return "", 0, ""
+
+
+def _module(stack: Mapping[str, Any]) -> str:
+    """The path, in the user's model, of the innermost module."""
+    paths = [entry[0] for entry in stack.values()]
+    path = paths[-1] if paths else ""
+    return re.sub(r"@\d+$", "", path).removeprefix("model").removeprefix(".")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what torch.export says of itself: one FutureWarning by its message, and its symbolic-shape log."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _export(caller: Caller, tensors: tuple[Tensor, ...], shapes: Any) -> Any:
+    with _quiet():
+        program = torch.export.export(caller, tensors, dynamic_shapes=None if shapes is None else (shapes,), strict=False)
+        return program.run_decompositions({})
+
+
+def _branches_on_data(error: Exception) -> bool:
+    text = f"{type(error).__name__} {error}"
+    return any(mark in text for mark in ("DataDependent", "data-dependent", "Could not extract specialized integer"))
+
+
+def _explain_branch(error: Exception) -> str:
+    return (
+        f"the model branches on data{_user_line(error)}, so one graph can't stand for all inputs.\n"
+        "Explain the path that this input takes with record=True (one sample, or samples that take the same path)."
+    )
+
+
+def _user_line(error: BaseException) -> str:
+    """' at FILE:LINE: text' of the user's frame in which the error arose, or nothing."""
+    while error is not None:
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if not frame.filename.startswith((_TORCH, _HERE, "<")):
+                return f" at {frame.filename}:{frame.lineno}: {(frame.line or '').strip()}"
+        if error.__cause__ is None:
+            return ""
+        error = error.__cause__
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"
