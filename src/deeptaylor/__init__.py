@@ -4,6 +4,7 @@ from . import composites as composites
 from . import errors as errors
 from . import extend as extend
 from . import rules as rules
+from . import testing as testing
 from ._version import __version__ as __version__
 from .attribution import Attribution as Attribution
 from .composites import Composite as Composite

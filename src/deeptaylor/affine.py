@@ -139,7 +139,9 @@ class Convolution(Affine):
             span = self.dilation[axis] * (kernel - 1)
             move = _scatter if self.transposed else _gather
             if self.transposed:
-                out = (size[axis] - 1) * self.stride[axis] - 2 * self.padding[axis] + span + self.output_padding[axis] + 1
+                out = (
+                    (size[axis] - 1) * self.stride[axis] - 2 * self.padding[axis] + span + self.output_padding[axis] + 1
+                )
             else:
                 out = (size[axis] + 2 * self.padding[axis] - span - 1) // self.stride[axis] + 1
             ones = move(ones, axis + 2, kernel, self.stride[axis], self.padding[axis], self.dilation[axis], out)
@@ -205,11 +207,13 @@ class Window:
     def views(self, x: Tensor, fill: float) -> Tensor:
         """The values of every window, stacked along a new first axis; padding counts as `fill`."""
         reach = [max(n + 2 * p, (o - 1) * s + d * (k - 1) + 1) for n, p, o, s, d, k in self._sizes()]
-        pads = [n for r, (size, p, *_) in zip(reversed(reach), reversed(self._sizes()), strict=True) for n in (p, r - p - size)]
-        padded = F.pad(x, pads, value=fill)
-        axes = [
-            [slice(t * d, t * d + (o - 1) * s + 1, s) for t in range(k)] for _, _, o, s, d, k in self._sizes()
+        pads = [
+            n
+            for r, (size, p, *_) in zip(reversed(reach), reversed(self._sizes()), strict=True)
+            for n in (p, r - p - size)
         ]
+        padded = F.pad(x, pads, value=fill)
+        axes = [[slice(t * d, t * d + (o - 1) * s + 1, s) for t in range(k)] for _, _, o, s, d, k in self._sizes()]
         return torch.stack([padded[(..., *index)] for index in itertools.product(*axes)])
 
     def _sizes(self) -> list[tuple[int, int, int, int, int, int]]:

@@ -70,7 +70,9 @@ class Attribution:
             "versions": dict(self.versions),
         }
         header = {"format": FORMAT, "deeptaylor": json.dumps(described)}
-        save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, str(path), metadata=header)
+        save_file(
+            {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, str(path), metadata=header
+        )
 
     @staticmethod
     def load(path: str | Path) -> Attribution:
@@ -84,7 +86,7 @@ class Attribution:
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (OSError, SafetensorError, struct.error) as error:
             raise FileFormatError(f"{path} can't be read as a saved attribution: {error}") from error
         if metadata.get("format") != FORMAT:

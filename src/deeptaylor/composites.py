@@ -176,7 +176,9 @@ def _is_dense(place: Place) -> bool:
 
 def epsilon_plus(epsilon: float = 1e-6, convention: Convention = "zennit") -> Composite:
     """z⁺ at convolutions, epsilon at dense layers."""
-    return Composite([_dense(epsilon), (role("affine"), ZPlus(convention))], "epsilon-plus", settings={"convention": convention})
+    return Composite(
+        [_dense(epsilon), (role("affine"), ZPlus(convention))], "epsilon-plus", settings={"convention": convention}
+    )
 
 
 def epsilon_plus_flat(epsilon: float = 1e-6, convention: Convention = "zennit") -> Composite:

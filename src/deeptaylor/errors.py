@@ -90,9 +90,7 @@ class UnsupportedOp(DeepTaylorError):
 
     def __init__(self, nodes: Sequence[SourceLine], reasons: Sequence[str]) -> None:
         self.nodes = tuple(nodes)
-        lines = [
-            f"  {node.kind} ({reason})\n    {describe(node)}" for node, reason in zip(nodes, reasons, strict=True)
-        ]
+        lines = [f"  {node.kind} ({reason})\n    {describe(node)}" for node, reason in zip(nodes, reasons, strict=True)]
         count = f"{len(nodes)} operation{'s' if len(nodes) > 1 else ''}"
         super().__init__(
             f"{count} on the way from the inputs to the output can't be explained; nothing was computed.\n"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,19 +12,16 @@ from torch import Tensor, nn
 
 from ._version import __version__
 from .attribution import Attribution
-from .canonize import canonize
 from .composites import Bound, Composite, by_name, single_rule
-from .errors import CompositeError, InputError, NonFiniteRelevance, RelevanceWarning, TraceError
-from .graph import Graph, execute
+from .errors import CompositeError, InputError, NonFiniteRelevance, RelevanceWarning
 from .inputs import Call, Model, batch_size, bind, check_inputs, check_model, explained_names
 from .ledger import Bookkeeper, Ledger, LedgerRow, Watch, can_batch, merge
-from .ops import known
+from .origin import graph_of, live_state, plain_torch
 from .plan import Plan, make_plan
 from .propagate import Forward, backward, forward
-from .record import record
 from .rules import Relevance, Rule
 from .targets import Seeds, Target, resolve
-from .trace import Caller, Head, from_program, trace
+from .trace import Head
 
 EXPLOSION = 1e4
 """Σ|R| of the inputs, as a multiple of the explained value's size, from which a warning names the nodes."""
@@ -68,7 +64,11 @@ class Explainer:
         self.plan = self._plan(self._call(inputs, kwargs))
 
     def __repr__(self) -> str:
-        name = type(self.model).__name__ if isinstance(self.model, nn.Module) else getattr(self.model, "__name__", "program")
+        name = (
+            type(self.model).__name__
+            if isinstance(self.model, nn.Module)
+            else getattr(self.model, "__name__", "program")
+        )
         return f"Explainer({name}, composite={self.plan.composite.name!r}, {len(self.plan.rows)} operations)"
 
     def __call__(
@@ -103,9 +103,9 @@ class Explainer:
         """
         call = self._call(inputs, kwargs)
         plan = self._plan(call)
-        with _plain_torch():
+        with plain_torch():
             tensors = {name: t.detach().clone() if t.is_inference() else t.detach() for name, t in call.tensors.items()}
-            run = forward(plan, tensors, _state(self.model))
+            run = forward(plan, tensors, live_state(self.model))
             seeds = resolve(target, run.output)
             _check_output(run.output)
             if ledger and not self._books_batches(plan):
@@ -128,23 +128,11 @@ class Explainer:
             key = (call.signature(), tuple(shapes.items()))
             if key in self._plans and not self.record:
                 return self._plans[key]
-        with _plain_torch():
-            graph, output = self._graph(call, batch)
-            plan = make_plan(canonize(graph), explained, self._composite)
-            _check_same_output(plan.graph, call, _state(self.model), output)
+        with plain_torch():
+            graph = graph_of(self.model, call, self.head, batch, self.record)
+            plan = make_plan(graph, explained, self._composite)
         self._plans[(call.signature(), tuple((dynamic if graph.dynamic_batch else sizes).items()))] = plan
         return plan
-
-    def _graph(self, call: Call, batch: int) -> tuple[Graph, Tensor | None]:
-        """The model's graph, and its own output to compare with."""
-        if isinstance(self.model, torch.export.ExportedProgram):
-            if self.head is not None:
-                raise InputError("a head needs the module: pass program.module() instead of the program")
-            return _program_graph(self.model, call), None
-        output = _eager(self.model, call, self.head)
-        if self.record:
-            return record(self.model, call, self.head), output
-        return trace(self.model, call, self.head, batch, known), output
 
     def _books_batches(self, plan: Plan) -> bool:
         return can_batch([assignment.place.node for assignment in plan.assignments.values()])
@@ -190,8 +178,12 @@ class Explainer:
             one = {name: t[n : n + 1] if t.dim() and t.shape[0] == batch else t for name, t in call.tensors.items()}
             single = Call(one, call.leaves, call.spec)
             plan = self._plan(single)
-            run = forward(plan, {name: t.detach() for name, t in one.items()}, _state(self.model))
-            own = target[n : n + 1] if isinstance(target, Tensor) and target.dim() and target.shape[0] == batch else target
+            run = forward(plan, {name: t.detach() for name, t in one.items()}, live_state(self.model))
+            own = (
+                target[n : n + 1]
+                if isinstance(target, Tensor) and target.dim() and target.shape[0] == batch
+                else target
+            )
             own = [own[n]] if isinstance(own, list | tuple) and len(own) == batch else own
             results.append(self._explain(plan, run, resolve(own, run.output), True, inner))
         return _concatenated(results)
@@ -228,62 +220,6 @@ def _composite(composite: str | Composite | Rule, bounds: tuple[Bound, Bound] | 
     raise CompositeError(f"composite is a {type(composite).__name__}; pass a preset's name, a Composite or a rule")
 
 
-@contextmanager
-def _plain_torch() -> Iterator[None]:
-    """Neither inference mode (which can't save steps) nor autocast (relevance is carried in float32)."""
-    with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        yield
-
-
-def _state(model: Any) -> dict[str, Tensor]:
-    """The model's live parameters and buffers, by name."""
-    if isinstance(model, torch.export.ExportedProgram):
-        return {**model.state_dict, **{k: v for k, v in model.constants.items() if isinstance(v, Tensor)}}
-    if not isinstance(model, nn.Module):
-        return {}
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-
-
-def _eager(model: Model, call: Call, head: Head | None) -> Tensor:
-    """The model's own output, without touching the random state."""
-    devices = sorted({t.device.index or 0 for t in call.tensors.values() if t.device.type == "cuda"})
-    with torch.random.fork_rng(devices), torch.no_grad():
-        try:
-            return Caller(model, call, head)(*call.tensors.values())
-        except InputError:
-            raise
-        except Exception as error:
-            shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in call.tensors.items())
-            raise InputError(f"the model can't be called with these inputs ({shapes}): {type(error).__name__}: {error}") from error
-
-
-def _program_graph(program: Any, call: Call) -> Graph:
-    sizes = [n.meta["val"].shape for n in program.graph.nodes if n.name in program.graph_signature.user_inputs]
-    for (name, tensor), size in zip(call.tensors.items(), sizes, strict=True):
-        fixed = [(i, s, t) for i, (s, t) in enumerate(zip(size, tensor.shape, strict=True)) if isinstance(s, int) and s != t]
-        if fixed:
-            axis, want, got = fixed[0]
-            raise InputError(f"input {name!r} has size {got} on axis {axis}; the program was exported for {want} there")
-    return from_program(program.run_decompositions({}), tuple(call.tensors))
-
-
-def _check_same_output(graph: Graph, call: Call, state: Mapping[str, Tensor], output: Tensor | None) -> None:
-    """Proves the graph: its output must be the model's."""
-    if output is None:
-        return
-    ours = execute(graph, call.tensors, state)
-    scale = float(output.detach().abs().max()) if output.numel() else 0.0
-    tolerance = {torch.float64: 1e-9, torch.float32: 1e-3}.get(output.dtype, 5e-2) * max(scale, 1e-6)
-    off = float((ours - output).abs().max()) if ours.shape == output.shape and output.numel() else float(ours.shape != output.shape)
-    if not off <= tolerance:
-        if not bool(torch.isfinite(output).all()):
-            raise InputError("the model's output is NaN or Inf on these inputs, so there is nothing to explain")
-        raise TraceError(
-            f"the traced graph's output differs from the model's by {off:.3g} (largest output {scale:.3g}). "
-            "Is the model deterministic? Otherwise please report this; record=True may help"
-        )
-
-
 def _check_output(output: Tensor) -> None:
     if not bool(torch.isfinite(output).all()):
         raise InputError("the model's output is NaN or Inf on these inputs, so there is nothing to explain")
@@ -293,14 +229,20 @@ def _inner_names(plan: Plan, wanted: Sequence[str]) -> dict[str, str]:
     """Asked-for name -> node: a node's own name, or the last operation written in a module."""
     names = {}
     for asked in (wanted,) if isinstance(wanted, str) else wanted:
-        inside = [n for n, a in plan.assignments.items() if a.place.node.module == asked or a.place.node.module.startswith(f"{asked}.")]
+        inside = [
+            n
+            for n, a in plan.assignments.items()
+            if a.place.node.module == asked or a.place.node.module.startswith(f"{asked}.")
+        ]
         order = [node.name for node in plan.graph if node.name in inside]
         if asked in plan.assignments:
             names[asked] = asked
         elif order:
             names[asked] = order[-1]
         else:
-            raise InputError(f"no relevance passes an operation or module called {asked!r}; print(explainer.plan) lists them")
+            raise InputError(
+                f"no relevance passes an operation or module called {asked!r}; print(explainer.plan) lists them"
+            )
     return names
 
 
@@ -343,7 +285,12 @@ def _ledger(
     several = seeds.explained.dim() == 2
     inputs = sum(r.double().flatten(2 if several else 1).sum(-1) for r in relevances.values())
     kept = torch.stack(absorbed, 1) if several else absorbed[0]
-    return Ledger(seeds.explained.double(), torch.as_tensor(inputs), kept.to(seeds.explained.device) + seeds.absorbed, merge(accounts))
+    return Ledger(
+        seeds.explained.double(),
+        torch.as_tensor(inputs),
+        kept.to(seeds.explained.device) + seeds.absorbed,
+        merge(accounts),
+    )
 
 
 def _concatenated(results: Sequence[Attribution]) -> Attribution:

@@ -117,7 +117,12 @@ def _normalize(x: Tensor, dims: Sequence[int], eps: float, *, center: bool = Tru
 
 
 def _layer_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
 ) -> Tensor:
     y = _normalize(x, range(-len(shape), 0), eps)
     y = y if weight is None else y * weight

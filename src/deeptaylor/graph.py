@@ -45,7 +45,9 @@ class Node:
     @property
     def kind(self) -> str:
         """The operation as one would type it after `torch.ops.`: 'aten.conv2d.default'."""
-        return str(self.op) if isinstance(self.op, torch._ops.OpOverload) else getattr(self.op, "__name__", str(self.op))
+        return (
+            str(self.op) if isinstance(self.op, torch._ops.OpOverload) else getattr(self.op, "__name__", str(self.op))
+        )
 
     @property
     def short(self) -> str:

@@ -62,14 +62,18 @@ def bind(model: Model, inputs: Any, kwargs: Mapping[str, Any] | None) -> Call:
             leaves.append(leaf)
     if not tensors:
         kind = type(inputs).__name__
-        raise InputError(f"no tensor among the inputs (got {kind}); pass a tensor, or a tuple of them: torch.as_tensor(x)")
+        raise InputError(
+            f"no tensor among the inputs (got {kind}); pass a tensor, or a tuple of them: torch.as_tensor(x)"
+        )
     return Call(tensors, tuple(leaves), spec)
 
 
 def _names(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     """A name for every leaf of (args, kwargs): the parameter's, with a dotted path inside nested arguments."""
     try:
-        parameters = list(inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values())
+        parameters = list(
+            inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()
+        )
     except (TypeError, ValueError):
         parameters = []
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -134,7 +138,11 @@ def check_inputs(model: Model, call: Call, explained: Sequence[str]) -> None:
             )
         if name not in explained:
             continue
-        if parameter is not None and tensor.dtype != parameter.dtype and not torch.is_autocast_enabled(tensor.device.type):
+        if (
+            parameter is not None
+            and tensor.dtype != parameter.dtype
+            and not torch.is_autocast_enabled(tensor.device.type)
+        ):
             raise InputError(
                 f"input {name!r} is {tensor.dtype}, the model's parameters are {parameter.dtype}; "
                 f"convert one of them: {name}.to({parameter.dtype})"
@@ -142,7 +150,9 @@ def check_inputs(model: Model, call: Call, explained: Sequence[str]) -> None:
         if not bool(torch.isfinite(tensor).all()):
             bad = "NaN" if bool(torch.isnan(tensor).any()) else "Inf"
             where = torch.nonzero(~torch.isfinite(tensor))[0].tolist()
-            raise InputError(f"input {name!r} holds {bad}, first at index {where}; clean it, for example torch.nan_to_num(x)")
+            raise InputError(
+                f"input {name!r} holds {bad}, first at index {where}; clean it, for example torch.nan_to_num(x)"
+            )
 
 
 def _parameters(model: Model) -> list[Tensor]:

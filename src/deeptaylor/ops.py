@@ -90,7 +90,9 @@ def role_of(node: Node, carrying: tuple[int, ...]) -> Op | None:
 
 
 def _at_least_zero(name: str) -> Callable[[Arguments], bool]:
-    return lambda arguments: arguments.get(name) is not None and not isinstance(arguments[name], str) and arguments[name] >= 0
+    return lambda arguments: (
+        arguments.get(name) is not None and not isinstance(arguments[name], str) and arguments[name] >= 0
+    )
 
 
 def _padded(arguments: Arguments) -> bool | Literal["keep"]:
@@ -104,7 +106,6 @@ def _active_dropout(arguments: Arguments) -> str:
 
 def _training_norm(arguments: Arguments) -> str:
     return "batch statistics mix the samples of a batch; call model.eval()" if arguments.get("training") else ""
-
 
 
 SCALE = Op("sum", coefficients="single")
@@ -212,7 +213,9 @@ declare(
     aten.softshrink.default, aten.hardshrink.default, aten.sin.default, aten.sinh.default, aten.asinh.default,
     aten.atan.default, aten.erf.default, aten.tanh.default, aten.expm1.default, aten.log1p.default,
 )  # fmt: skip
-declare("activation", aten.rrelu.default, refuse=lambda arguments: _active_dropout(arguments).replace("dropout", "rrelu"))
+declare(
+    "activation", aten.rrelu.default, refuse=lambda arguments: _active_dropout(arguments).replace("dropout", "rrelu")
+)
 declare("activation", aten.abs.default, aten.square.default, nonnegative=True)
 declare("activation", aten.sqrt.default, nonnegative=True)
 declare("activation", aten.sigmoid.default, aten.hardsigmoid.default, at_zero=True, nonnegative=True, gate=True)

@@ -44,7 +44,10 @@ class PlanTable:
         head = ("operation", "module", "source", "role", "rule")
         lines = [(row.op, row.module, row.source, row.role, row.rule) for row in self.rows]
         widths = [min(48, max(len(line[i]) for line in [head, *lines])) for i in range(len(head))]
-        show = ["  ".join(_fit(cell, width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in [head, *lines]]
+        show = [
+            "  ".join(_fit(cell, width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in [head, *lines]
+        ]
         show.insert(1, "  ".join("-" * width for width in widths))
         return "\n".join([f"composite: {self.composite}", *(f"note: {note}" for note in self.notes), *show])
 
@@ -124,7 +127,10 @@ class Plan:
 def _fingerprint(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
     """Changes when a parameter is replaced or written to, also behind autograd's back (`p.data.mul_(2)`)."""
     sums = [t.detach().sum(dtype=torch.float64 if t.is_floating_point() else None) for t in tensors]
-    sizes = [t.detach().abs().sum(dtype=torch.float64) if t.is_floating_point() else s for t, s in zip(tensors, sums, strict=True)]
+    sizes = [
+        t.detach().abs().sum(dtype=torch.float64) if t.is_floating_point() else s
+        for t, s in zip(tensors, sums, strict=True)
+    ]
     values = torch.stack([v.double() for v in (*sums, *sizes)]).tolist() if sums else []
     return (*((t.data_ptr(), t.dtype, t.device) for t in tensors), *values)
 
@@ -244,7 +250,9 @@ def _nonnegative(graph: Graph, facts: Mapping[str, _Facts]) -> set[str]:
             continue
         sign = fact.op.nonnegative
         sign = sign(fact.arguments) if callable(sign) else sign
-        others = [ref for ref in graph[name].refs() if ref not in facts and (ref not in graph.index or graph[ref].floating)]
+        others = [
+            ref for ref in graph[name].refs() if ref not in facts and (ref not in graph.index or graph[ref].floating)
+        ]
         if sign is True or (sign == "keep" and not others and all(source in found for source in fact.sources)):
             found.add(name)
     return found
@@ -269,7 +277,9 @@ def _assign(
             continue
         place = places[name]
         rule = composite.rule_for(place)
-        gates = tuple(i for i, source in enumerate(fact.sources) if fact.positions[i] in fact.op.gates or _is_gate(source, facts))
+        gates = tuple(
+            i for i, source in enumerate(fact.sources) if fact.positions[i] in fact.op.gates or _is_gate(source, facts)
+        )
         gates = gates if fact.op.role == "product" else ()
         receives = rule.receives(len(fact.sources), gates)
         readers = users.get(name, [])

@@ -58,7 +58,9 @@ def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor]) 
                 if last_use[name] == i and name != plan.graph.output.name:
                     del env[name]
     output = env[plan.graph.output.name]
-    values = picked | {name: step.z for name, step in steps.items()} | {name: _wide(inputs[name]) for name in plan.explained}
+    values = (
+        picked | {name: step.z for name, step in steps.items()} | {name: _wide(inputs[name]) for name in plan.explained}
+    )
     return Forward(steps, values, output)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import linecache
+import operator
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .errors import InputError, TraceError
 from .graph import Graph, Node, Ref
 from .inputs import Call, Model
-from .trace import _HERE, _TORCH, Caller, Head
+from .trace import Caller, Head, user_frame
 
 aten = torch.ops.aten
 
@@ -48,7 +48,7 @@ def record(model: Model, call: Call, head: Head | None) -> Graph:
     ).without_dead_nodes()
 
 
-class _without_fast_path:  # noqa: N801
+class _without_fast_path:
     """Switches off the fused encoder layers, which would be one operation without a role."""
 
     def __enter__(self) -> None:
@@ -99,7 +99,15 @@ class _Tape(TorchDispatchMode):
         for i, value in enumerate(outputs):
             if isinstance(value, Tensor):
                 self.nodes.append(
-                    Node(f"{name}_{i}", __import__("operator").getitem, (Ref(name), i), {}, tuple(value.shape), value.is_floating_point(), **where)
+                    Node(
+                        f"{name}_{i}",
+                        operator.getitem,
+                        (Ref(name), i),
+                        {},
+                        tuple(value.shape),
+                        value.is_floating_point(),
+                        **where,
+                    )
                 )
                 self._name(value, f"{name}_{i}")
 
@@ -133,17 +141,13 @@ class _Tape(TorchDispatchMode):
     def _place(self) -> tuple[str, int, str, str]:
         """File, line, text and module path of the user's frame that is running."""
         frame: Any = sys._getframe(2)
-        found: tuple[str, int, str] | None = None
-        module = None
-        while frame is not None and (found is None or module is None):
+        place = user_frame(frame)
+        while frame is not None:
             owner = frame.f_locals.get("self")
-            if module is None and id(owner) in self.modules:
-                module = self.modules[id(owner)]
-            file = frame.f_code.co_filename
-            if found is None and not file.startswith((_TORCH, _HERE, "<")):
-                found = file, frame.f_lineno, linecache.getline(file, frame.f_lineno).strip()
+            if id(owner) in self.modules:
+                return (*place, self.modules[id(owner)])
             frame = frame.f_back
-        return (*(found or ("", 0, "")), module or "")
+        return (*place, "")
 
 
 def _functional(func: Any) -> tuple[Any, int | None]:

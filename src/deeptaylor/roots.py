@@ -7,7 +7,6 @@ everything on expands at an exact root. So root points come from a rule's own me
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from .composites import Composite, role
 from .errors import InputError
 from .explainer import Explainer
-from .rules import Gradient, Rule
+from .rules import Rule
 
 
 def root_points(rule: Rule, layer: nn.Module, x: Tensor, neurons: Sequence[int] | None = None) -> Tensor:
@@ -34,25 +33,18 @@ def root_points(rule: Rule, layer: nn.Module, x: Tensor, neurons: Sequence[int] 
         InputError: the layer is not one affine operation.
     """
     batch = x[None]
-    ours = Explainer(layer, batch, composite=Composite([(role("affine"), rule)]))
-    if [row.role for row in ours.plan.rows].count("affine") != 1:
+    explainer = Explainer(layer, batch, composite=Composite([(role("affine"), rule)]))
+    if [row.role for row in explainer.plan.rows].count("affine") != 1:
         raise InputError("root points need a module that is one affine operation, such as nn.Linear or nn.Conv2d")
-    gradient = Explainer(layer, batch, composite=Composite([(role("affine"), Gradient())]))
-    with torch.no_grad():
-        z = layer(batch)[0].flatten()
-    wanted = range(z.numel()) if neurons is None else neurons
-    roots = [_root(ours, gradient, x, z, int(neuron)) for neuron in wanted]
+    with torch.enable_grad():
+        leaf = batch.detach().requires_grad_()
+        output = layer(leaf)
+        z = output.flatten()
+    roots = []
+    for neuron in range(z.numel()) if neurons is None else neurons:
+        (weight,) = torch.autograd.grad(z[neuron], leaf, retain_graph=True)
+        seed = torch.zeros_like(z).index_fill(0, torch.tensor([int(neuron)]), 1.0).detach()
+        shares = explainer(batch, target=seed.view_as(output)).relevance
+        step = z[neuron].detach() * shares / torch.where(weight == 0, 1, weight)
+        roots.append(torch.where(weight == 0, batch, batch - step)[0])
     return torch.stack(roots)
-
-
-def _root(ours: Explainer, gradient: Explainer, x: Tensor, z: Tensor, neuron: int) -> Tensor:
-    seed: Any = torch.zeros_like(z)
-    seed[neuron] = 1
-    ones = torch.ones_like(x)[None]
-    shape = ours(x[None], target=None if z.dim() == 0 else seed.view(_shape(ours, x))).relevance[0]
-    weight = gradient(ones, target=seed.view(_shape(ours, x))).relevance[0]
-    return torch.where(weight == 0, x, x - z[neuron] * shape / torch.where(weight == 0, 1, weight))
-
-
-def _shape(explainer: Explainer, x: Tensor) -> tuple[int, ...]:
-    return (1, *explainer.plan.graph[explainer.plan.graph.output.name].shape[1:])  # type: ignore[arg-type]

@@ -71,7 +71,10 @@ class Step:
         return self.memo.get(("recorded", function), record)
 
     def vjp(
-        self, cotangent: Tensor | Sequence[Tensor | None], function: Function | None = None, only: Sequence[int] | None = None
+        self,
+        cotangent: Tensor | Sequence[Tensor | None],
+        function: Function | None = None,
+        only: Sequence[int] | None = None,
     ) -> tuple[Tensor, ...]:
         """Jᵀ·cotangent for every x (or those in `only`), J being the Jacobian at x of the operation or of `function`."""
         leaves, outputs = self.recorded(function)

@@ -14,7 +14,7 @@ from .rules import Relevance
 
 
 @dataclass(frozen=True)
-class contrast:  # noqa: N801  reads like a function: target=dt.contrast(a, b)
+class contrast:
     """Class `positive` against class `negative`: explains the difference of their scores."""
 
     positive: int
@@ -22,7 +22,7 @@ class contrast:  # noqa: N801  reads like a function: target=dt.contrast(a, b)
 
 
 @dataclass(frozen=True)
-class log_odds:  # noqa: N801
+class log_odds:
     """log(p / (1 − p)) of a class's softmax probability p; by default of the predicted class.
 
     log(p_c/(1−p_c)) = −log Σ_c' exp(−(z_c − z_c')) over c' ≠ c. Relevance is put on the differences z_c − z_c' with
@@ -33,7 +33,7 @@ class log_odds:  # noqa: N801
 
 
 @dataclass(frozen=True)
-class top:  # noqa: N801
+class top:
     """The k classes with the highest scores, best first."""
 
     k: int
@@ -87,13 +87,19 @@ def resolve(target: Target, output: Tensor) -> Seeds:
     if isinstance(target, bool) or not isinstance(target, int | Sequence | Tensor):
         if hasattr(target, "__index__"):
             return resolve(int(target), output)
-        raise TargetError(f"target {target!r} is a {type(target).__name__}; pass a class index, one per sample, or a seed tensor")
+        raise TargetError(
+            f"target {target!r} is a {type(target).__name__}; pass a class index, one per sample, or a seed tensor"
+        )
     try:
         index = torch.as_tensor(target, device=output.device)
     except (TypeError, ValueError) as error:
         raise TargetError(f"target {target!r} can't be read as class indices; pass one integer per sample") from error
     if index.is_floating_point() or index.dtype == torch.bool:
-        return resolve(index, output) if isinstance(target, Tensor) else resolve(torch.as_tensor(target, dtype=output.dtype), output)
+        return (
+            resolve(index, output)
+            if isinstance(target, Tensor)
+            else resolve(torch.as_tensor(target, dtype=output.dtype), output)
+        )
     return _indices(index, output)
 
 
@@ -113,7 +119,9 @@ def _indices(index: Tensor, output: Tensor) -> Seeds:
     seeds = [torch.nn.functional.one_hot(column, classes).to(output.dtype) for column in columns.unbind(1)]
     explained = output.gather(1, columns)
     seeds = [Relevance(seed, product=True) for seed in seeds]
-    return Seeds(tuple(seeds), explained if index.dim() == 2 else explained[:, 0], columns if index.dim() == 2 else columns[:, 0])
+    return Seeds(
+        tuple(seeds), explained if index.dim() == 2 else explained[:, 0], columns if index.dim() == 2 else columns[:, 0]
+    )
 
 
 def _in_range(index: int, classes: int) -> int:
@@ -123,7 +131,11 @@ def _in_range(index: int, classes: int) -> int:
 
 
 def _log_odds(index: int | None, output: Tensor) -> Seeds:
-    own = output.argmax(1) if index is None else torch.full((output.shape[0],), _in_range(index, output.shape[1]), device=output.device)
+    own = (
+        output.argmax(1)
+        if index is None
+        else torch.full((output.shape[0],), _in_range(index, output.shape[1]), device=output.device)
+    )
     if output.shape[1] < 2:
         raise TargetError("log-odds need at least two classes")
     is_own = torch.nn.functional.one_hot(own, output.shape[1]).bool()
@@ -149,4 +161,10 @@ def _seed(target: Tensor, output: Tensor) -> Seeds:
 def _head_for(output: Tensor) -> str:
     if output.dim() == 1:
         return "lambda out: out[:, None]"
-    return "lambda out: out[:, 0]" if output.dim() == 3 else "lambda out: out.mean((2, 3))" if output.dim() == 4 else "lambda out: ..."
+    return (
+        "lambda out: out[:, 0]"
+        if output.dim() == 3
+        else "lambda out: out.mean((2, 3))"
+        if output.dim() == 4
+        else "lambda out: ..."
+    )

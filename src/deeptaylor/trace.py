@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import linecache
 import logging
 import os
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +16,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.fx.traceback as fx_traceback
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .errors import DeepTaylorError, InputError, TraceError
 from .graph import Graph, Node, Ref
@@ -37,12 +43,35 @@ class Caller(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         args, kwargs = self.call.arguments(tensors)
-        output = self.model(*args, **kwargs)
+        with _SourceLines() if torch.compiler.is_exporting() else contextlib.nullcontext():
+            output = self.model(*args, **kwargs)
         if self.head is not None:
             output = self.head(output)
         if not isinstance(output, Tensor):
             raise InputError(_no_head(output))
         return output
+
+
+class _SourceLines(TorchFunctionMode):
+    """Writes the user's line on every node that the running torch function makes.
+
+    torch.export's own stack traces know only lines of functions called `forward`, so not helpers, and not functions.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        file, line, source = user_frame(sys._getframe(1))
+        with fx_traceback.annotate({"deeptaylor": (file, line, source)}):
+            return func(*args, **(kwargs or {}))
+
+
+def user_frame(frame: Any) -> tuple[str, int, str]:
+    """File, line and text of the innermost frame, from `frame` outwards, that is neither torch's nor deeptaylor's."""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((_TORCH, _HERE, "<")):
+            return file, frame.f_lineno, linecache.getline(file, frame.f_lineno).strip()
+        frame = frame.f_back
+    return "", 0, ""
 
 
 def _no_head(output: Any) -> str:
@@ -96,18 +125,36 @@ def trace(model: Model, call: Call, head: Head | None, batch: int, known: Callab
 
 def _decompose_unknown(graph: Graph, program: Any, known: Callable[[Any], bool], call: Call, notes: list[str]) -> Graph:
     """Opens operations without a role that torch can express in others, until none is left that it can."""
-    table: Mapping[Any, Any] | None = None
-    for _ in range(4):
-        unknown = {node.op for node in graph if not known(node.op)}
-        if not unknown:
-            break
-        table = table if table is not None else {**torch._decomp.decomposition_table, **torch.export.default_decompositions()}
-        opened = {op: table[op] for op in unknown if op in table}
-        if not opened:
-            break
-        with _quiet():
-            program = program.run_decompositions(opened)
-        graph = from_program(program, tuple(call.tensors), notes)
+
+    def unknown(graph: Graph) -> set[Any]:
+        return {node.op for node in graph if node.floating and not known(node.op)}
+
+    def opened(ops: set[Any], graph: Graph, program: Any) -> tuple[Graph, Any]:
+        for _ in range(4):
+            parts = {op: table[op] for op in ops if op in table}
+            if not parts:
+                break
+            with _quiet():
+                program = program.run_decompositions(parts)
+            before, graph = graph, from_program(program, tuple(call.tensors), notes)
+            ops = unknown(graph)
+            if ops == unknown(before):
+                break
+        return graph, program
+
+    left = unknown(graph)
+    if not left:
+        return graph
+    table = {**torch._decomp.decomposition_table, **torch.export.default_decompositions()}
+    whole, _ = opened(left, graph, program)
+    if unknown(whole) <= left:
+        return whole
+    for (
+        op
+    ) in left:  # one opens into what has no role either: leave it whole, so that the error names what the user wrote
+        candidate, opened_program = opened({op}, graph, program)
+        if unknown(candidate) < unknown(graph):
+            graph, program = candidate, opened_program
     return graph
 
 
@@ -152,10 +199,17 @@ def _node(fx_node: Any, rename: Mapping[str, str], symbol: Any) -> Node:
     shape: tuple[int | str, ...] = ()
     batch_dim = None
     if isinstance(value, Tensor):
-        axes = [symbol is not None and isinstance(size, torch.SymInt) and size.node.expr == symbol.node.expr for size in value.shape]
-        shape = tuple("N" if axis else int(size) if isinstance(size, int) else str(size) for axis, size in zip(axes, value.shape, strict=True))
+        axes = [
+            symbol is not None and isinstance(size, torch.SymInt) and size.node.expr == symbol.node.expr
+            for size in value.shape
+        ]
+        shape = tuple(
+            "N" if axis else int(size) if isinstance(size, int) else str(size)
+            for axis, size in zip(axes, value.shape, strict=True)
+        )
         batch_dim = axes.index(True) if True in axes else None
-    file, line, source = _place(fx_node.meta.get("stack_trace", ""))
+    noted = fx_node.meta.get("custom", {}).get("deeptaylor")
+    file, line, source = noted if noted and noted[0] else _place(fx_node.meta.get("stack_trace", ""))
     return Node(
         name=rename[fx_node.name],
         op=fx_node.target,
@@ -198,21 +252,37 @@ def _module(stack: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what torch.export says of itself: one FutureWarning by its message, and its symbolic-shape log."""
+    """Silences what torch.export says of itself: a FutureWarning by its message, its shape log, and the graph that it
+    prints when it fails.
+    """
     log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = log.level
+    level, printed = log.level, io.StringIO()
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(printed):
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             yield
+    except Exception as error:
+        partial = getattr(error, "partial_fx_graph", None)
+        _print_again(printed.getvalue().replace(f"{partial}\n", "") if partial is not None else printed.getvalue())
+        raise
+    else:
+        _print_again(printed.getvalue())
     finally:
         log.setLevel(level)
 
 
+def _print_again(text: str) -> None:
+    """What the user's model itself wrote to stderr."""
+    if text:
+        sys.stderr.write(text)
+
+
 def _export(caller: Caller, tensors: tuple[Tensor, ...], shapes: Any) -> Any:
-    with _quiet():
-        program = torch.export.export(caller, tensors, dynamic_shapes=None if shapes is None else (shapes,), strict=False)
+    with _quiet(), fx_traceback.preserve_node_meta():
+        program = torch.export.export(
+            caller, tensors, dynamic_shapes=None if shapes is None else (shapes,), strict=False
+        )
         return program.run_decompositions({})
 
 

@@ -7,11 +7,9 @@ from .affine import Flat as Flat
 from .affine import Gamma as Gamma
 from .affine import GeneralizedGamma as GeneralizedGamma
 from .affine import LRPZero as LRPZero
-from .affine import Part as Part
 from .affine import WSquare as WSquare
 from .affine import ZBox as ZBox
 from .affine import ZPlus as ZPlus
-from .affine import redistribute as redistribute
 from .base import Redistribution as Redistribution
 from .base import Relevance as Relevance
 from .base import Rule as Rule
@@ -23,5 +21,7 @@ from .product import SignalTakesAll as SignalTakesAll
 from .product import StatisticConstant as StatisticConstant
 from .product import Uniform as Uniform
 from .rearrange import Move as Move
+from .redistribute import Part as Part
+from .redistribute import redistribute as redistribute
 from .sums import PositiveProportional as PositiveProportional
 from .sums import Proportional as Proportional

@@ -45,6 +45,5 @@ class Secant(Rule):
             return relevance
         if step.op.rectifies and step.node.short == "relu":
             return Relevance(relevance.tensor * (step.z > 0), product=True)
-        at_zero = step.x == 0
-        slope: Tensor = torch.where(at_zero, 0, step.z / torch.where(at_zero, 1, step.x))
+        slope: Tensor = torch.nan_to_num(step.z / step.x, nan=0.0)  # 0/0: an input of exactly 0 carries no relevance
         return Relevance(slope * relevance.tensor, product=True)

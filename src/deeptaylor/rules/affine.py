@@ -1,150 +1,37 @@
-"""Rules for affine layers z_j = Σ_i w_ij x_i + b_j: each is a choice of search direction, all by one `redistribute`.
-
-    R_{i←j} = Σ_k a_k(x_i) b_k(w_ij) / Σ_{i',k} a_k(x_i') b_k(w_i'j) · R_j         (Montavon et al. 2017, section 3)
-
-A `Part` is one pair of input map a_k and weight map b_k. w⁺ = max(w, 0), w⁻ = min(w, 0). Bias policies:
-
-* "ignore": the bias is not in the denominator and takes nothing (deep Taylor decomposition)
-* "absorb": it is in the denominator, as a neuron of activation 1, and keeps its share
-* "distribute": its share is handed to the neuron's inputs, in equal parts
-"""
+"""Rules for affine layers: each is a choice of search direction. w⁺ = max(w, 0), w⁻ = min(w, 0)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from ..affine import Affine
 from ..errors import CompositeError, DomainError
 from ..ops import Role
 from ..step import Step
 from .base import Bias, Convention, Redistribution, Relevance, Rule, sample_mean
-from .maps import ABSOLUTE, BOOST, IDENTITY, MINUS, NEGATIVE, ONE, ONES, PLUS, POSITIVE, SAME, SIZE, SQUARE, InputMap, WeightMap, shifted
+from .maps import (
+    ABSOLUTE,
+    BOOST,
+    IDENTITY,
+    MINUS,
+    NEGATIVE,
+    ONE,
+    ONES,
+    PLUS,
+    POSITIVE,
+    SAME,
+    SIZE,
+    SQUARE,
+    WeightMap,
+    shifted,
+)
+from .redistribute import Part, added, affine_of, denominator_of, forward_of, redistribute, total_of, weight_of
 
 ZENNIT_STABILIZER = 1e-6
-
-
-@dataclass(frozen=True)
-class Part:
-    """One linear piece a(x)·b(w) of a rule, with a sign or a factor per output."""
-
-    inputs: InputMap
-    weights: WeightMap
-    scale: Tensor | float = 1.0
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.inputs.name, self.weights.name
-
-
-def redistribute(
-    step: Step,
-    relevance: Relevance,
-    parts: Sequence[Part],
-    *,
-    bias: Bias = "ignore",
-    epsilon: Tensor | float = 0.0,
-    denominator: Callable[[], Tensor] | None = None,
-) -> Redistribution:
-    """Messages proportional to Σ_k a_k(x_i) b_k(w_ij), and the shares of bias and stabilizer.
-
-    Args:
-        step: an affine step.
-        relevance: of `step.z`.
-        parts: the pairs (a_k, b_k) with their factors.
-        bias: what becomes of the bias's share.
-        epsilon: stabilizer of the denominator, ≥ 0; 0 drops (and books) what meets a denominator of exactly 0.
-        denominator: a cheaper way to Σ_i,k a_k b_k, without the bias.
-    """
-    affine, value = _affine(step), cast(Tensor, step.z)
-    native = [part.key for part in parts] == [("x", "w")] and bias != "ignore"
-    z = value if native else _denominator(step, parts, bias, denominator)
-    s = relevance.over(z, value, epsilon)
-
-    scaled = [_transpose(step, part, _scaled(part.scale, s)) for part in parts]
-    if all(part.inputs.per is not None for part in parts):
-        messages = [_times(part.inputs.ratio(step.x), t) for part, t in zip(parts, scaled, strict=True)]
-        message = Relevance(_sum(messages), product=True)
-    else:
-        message = Relevance(_sum([part.inputs.of(step.x) * t for part, t in zip(parts, scaled, strict=True)]))
-    share = _bias(step, parts, bias)
-    if bias == "distribute" and affine.bias is not None:
-        message = message.plus(Relevance(affine.spread(s * share / affine.count()).expand_as(step.x)), step.x)
-    absorbed: dict[Any, Callable[[], Tensor]] = {
-        "stabilizer" if _positive(epsilon) else "rule": lambda: relevance.total(value) - s * z,
-    }
-    if bias == "absorb" and affine.bias is not None:
-        absorbed["bias"] = lambda: s * share
-    return Redistribution((message,), absorbed)
-
-
-def _denominator(
-    step: Step, parts: Sequence[Part], bias: Bias, shares: Callable[[], Tensor] | None = None
-) -> Tensor:
-    """Σ_i,k a_k b_k, with the bias where the policy says so; once per forward pass, whatever the number of targets."""
-    shares = shares or (lambda: _sum([_scaled(part.scale, _forward(step, part)) for part in parts]))
-    key = ("denominator", *(part.key for part in parts), bias)
-    return step.memo.get(key, lambda: shares() + _bias(step, parts, bias))
-
-
-def _affine(step: Step) -> Affine:
-    if step.affine is None:
-        raise CompositeError(f"{step.node.kind} is not an affine operation, so a rule for affine layers can't serve it")
-    return step.affine
-
-
-def _forward(step: Step, part: Part) -> Tensor:
-    """Σ_i a(x_i) b(w_ij): the layer's own z where it is that, cached where it does not depend on x."""
-    affine = _affine(step)
-    if part.key == ("x", "w"):
-        return step.z if affine.bias is None else step.z - affine.bias
-    if part.weights is ONES:
-        return affine.count()
-    if part.inputs is ONE:
-        one = step.x.new_ones(()).expand(1, *step.x.shape[1:])
-        return step.cache.get(("of ones", part.weights.name, one.shape), lambda: affine.forward(one, _weight(step, part.weights)))
-    return affine.forward(part.inputs.of(step.x), _weight(step, part.weights))
-
-
-def _weight(step: Step, weights: WeightMap) -> Tensor:
-    weight = _affine(step).weight
-    return weight if weights is SAME else step.cache.get(("weight", weights.name), lambda: weights.of(weight))
-
-
-def _transpose(step: Step, part: Part, s: Tensor) -> Tensor:
-    affine = _affine(step)
-    return affine.spread(s) if part.weights is ONES else affine.transpose(s, _weight(step, part.weights))
-
-
-def _bias(step: Step, parts: Sequence[Part], bias: Bias) -> Tensor | float:
-    """The bias as a neuron of activation 1: Σ_k a_k(1) b_k(b)."""
-    own = _affine(step).bias
-    if own is None or bias == "ignore":
-        return 0.0
-    return _sum([_scaled(part.scale, part.inputs.of_one * part.weights.of(own)) for part in parts])
-
-
-def _scaled(scale: Tensor | float, tensor: Tensor) -> Tensor:
-    return tensor if isinstance(scale, float) and scale == 1 else scale * tensor
-
-
-def _times(ratio: Tensor | None, tensor: Tensor) -> Tensor:
-    return tensor if ratio is None else ratio * tensor
-
-
-def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    total = tensors[0]
-    for tensor in tensors[1:]:
-        total = total + tensor
-    return total
-
-
-def _positive(epsilon: Tensor | float) -> bool:
-    return isinstance(epsilon, Tensor) or epsilon > 0
 
 
 def _sides(step: Step) -> tuple[list[Part], list[Part]]:
@@ -245,7 +132,9 @@ class ZPlus(_ByConvention):
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         plus, _ = _sides(step)
         denominator = None if step.nonnegative else (lambda: _positive_sum(step))
-        return redistribute(step, relevance, plus, bias=self.policy(), epsilon=self.stabilizer(), denominator=denominator)
+        return redistribute(
+            step, relevance, plus, bias=self.policy(), epsilon=self.stabilizer(), denominator=denominator
+        )
 
     def __str__(self) -> str:
         return Rule.__str__(self)
@@ -256,13 +145,13 @@ def _positive_sum(step: Step) -> Tensor:
 
     Where that cancels to less than a thousandth, the two positive products are summed outright.
     """
-    size = _forward(step, Part(ABSOLUTE, SIZE))
-    z = (size + _forward(step, Part(IDENTITY, SAME))) / 2
+    size = forward_of(step, Part(ABSOLUTE, SIZE))
+    z = (size + forward_of(step, Part(IDENTITY, SAME))) / 2
     resolution = torch.finfo(z.dtype).eps
     z = torch.where(z <= 32 * resolution * size, 0, z)  # nothing positive but rounding
     guard = 1e-3 if z.dtype != torch.float64 else 1e-6
     if bool(((z > 0) & (z < guard * size)).any()):
-        z = _sum([_forward(step, part) for part in _sides(step)[0]])
+        z = total_of([forward_of(step, part) for part in _sides(step)[0]])
     return z
 
 
@@ -281,7 +170,9 @@ class AlphaBeta(AffineRule):
 
     def __post_init__(self) -> None:
         if abs(self.alpha - self.beta - 1) > 1e-6 or self.beta < 0:
-            raise CompositeError(f"AlphaBeta needs alpha - beta = 1 and beta >= 0, got alpha={self.alpha}, beta={self.beta}")
+            raise CompositeError(
+                f"AlphaBeta needs alpha - beta = 1 and beta >= 0, got alpha={self.alpha}, beta={self.beta}"
+            )
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         bias: Bias = self.bias or ("absorb" if self.convention == "zennit" else "ignore")
@@ -297,19 +188,15 @@ class AlphaBeta(AffineRule):
         absorbed: dict[Any, Callable[[], Tensor]] = {}
         for part in (given, taken):
             for cause, amount in part.absorbed.items():
-                absorbed[cause] = _added(absorbed.get(cause), amount)
+                absorbed[cause] = added(absorbed.get(cause), amount)
         return Redistribution((message,), absorbed)
 
     def _factors(self, step: Step, minus: list[Part], bias: Bias) -> tuple[Any, Any]:
         """α and β per unit: 1 and 0 where the negative side is empty."""
         if self.convention == "zennit" or self.beta == 0:
             return self.alpha, self.beta
-        empty = _denominator(step, minus, bias) == 0
+        empty = denominator_of(step, minus, bias) == 0
         return torch.where(empty, 1.0, self.alpha).to(step.z.dtype), torch.where(empty, 0.0, self.beta).to(step.z.dtype)
-
-
-def _added(first: Callable[[], Tensor] | None, second: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    return second if first is None else (lambda: first() + second())
 
 
 @dataclass(frozen=True)
@@ -348,18 +235,28 @@ class ZBox(AffineRule):
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         low, high = step.memo.get("box", lambda: self._box(step))
         parts = [Part(shifted(low), PLUS), Part(shifted(high), MINUS)]
-        native = _forward(step, Part(IDENTITY, SAME))
+        native = forward_of(step, Part(IDENTITY, SAME))
         return redistribute(step, relevance, parts, denominator=lambda: native - self._corners(step, low, high))
 
     def _box(self, step: Step) -> tuple[Tensor, Tensor]:
         x = step.x
         axes = tuple(range(1, x.dim()))
-        low = x.amin(axes, keepdim=True).clamp(max=0) if self.low is None else torch.as_tensor(self.low, dtype=x.dtype, device=x.device)
-        high = x.amax(axes, keepdim=True).clamp(min=0) if self.high is None else torch.as_tensor(self.high, dtype=x.dtype, device=x.device)
+        low = (
+            x.amin(axes, keepdim=True).clamp(max=0)
+            if self.low is None
+            else torch.as_tensor(self.low, dtype=x.dtype, device=x.device)
+        )
+        high = (
+            x.amax(axes, keepdim=True).clamp(min=0)
+            if self.high is None
+            else torch.as_tensor(self.high, dtype=x.dtype, device=x.device)
+        )
         slack = 1e-5 * (high - low).abs().max()
         where = f"at {step.node.file}:{step.node.line} {step.node.source}"
         if bool((low > 0).any()) or bool((high < 0).any()):
-            raise DomainError(f"z^B needs low <= 0 <= high, got low up to {low.max():g}, high down to {high.min():g} ({where})")
+            raise DomainError(
+                f"z^B needs low <= 0 <= high, got low up to {low.max():g}, high down to {high.min():g} ({where})"
+            )
         if bool((x < low - slack).any()) or bool((x > high + slack).any()):
             raise DomainError(
                 f"the box of z^B excludes the input of the layer {where}: values run from {x.min():g} to {x.max():g}, bounds "
@@ -374,11 +271,11 @@ class ZBox(AffineRule):
         parts = ((low, PLUS), (high, MINUS))
 
         def corner(bound: Tensor, weights: WeightMap) -> Tensor:
-            if bound.numel() == 1 or own and bound.numel() == bound.shape[0]:
-                return bound * _forward(step, Part(ONE, weights))
+            if bound.numel() == 1 or (own and bound.numel() == bound.shape[0]):
+                return bound * forward_of(step, Part(ONE, weights))
             full = bound.expand(1, *step.x.shape[1:]) if bound.dim() < step.x.dim() or bound.shape[0] == 1 else bound
-            return _affine(step).forward(full, _weight(step, weights))
+            return affine_of(step).forward(full, weight_of(step, weights))
 
         if own:
-            return _sum([corner(bound, weights) for bound, weights in parts])
-        return step.cache.get(("corners", step.x.shape[1:]), lambda: _sum([corner(b, w) for b, w in parts]))
+            return total_of([corner(bound, weights) for bound, weights in parts])
+        return step.cache.get(("corners", step.x.shape[1:]), lambda: total_of([corner(b, w) for b, w in parts]))

@@ -41,11 +41,12 @@ class Relevance:
             value: the value of the tensor that the relevance belongs to, often z itself.
             epsilon: the stabilizer, ≥ 0.
         """
-        if self.product and z is value and isinstance(epsilon, float) and epsilon == 0:
-            return self.tensor
-        if isinstance(epsilon, float) and epsilon == 0:
-            empty = z == 0
-            return torch.where(empty, 0, self.total(value) / torch.where(empty, 1, z))
+        exact = isinstance(epsilon, float) and epsilon == 0
+        if self.product and z is value:
+            size = z.abs()
+            return self.tensor if exact else self.tensor * (size / (size + epsilon))
+        if exact:
+            return self.total(value) / z.masked_fill(z == 0, float("inf"))
         return self.total(value) / stabilize(z, epsilon)
 
     def plus(self, other: Relevance, value: Tensor) -> Relevance:

@@ -46,7 +46,7 @@ SQUARE = WeightMap("w²", torch.square)
 ONES = WeightMap("1", torch.ones_like)
 
 
-def BOOST(gamma: float) -> WeightMap:  # noqa: N802  reads like the other maps
+def BOOST(gamma: float) -> WeightMap:
     """w + γ w⁺."""
     return WeightMap(f"w+{gamma:g}w⁺", lambda w: w + gamma * w.clamp(min=0))
 

@@ -59,7 +59,8 @@ class Uniform(ProductRule):
 @dataclass(frozen=True)
 class StatisticConstant(Rule):
     """Normalizations as linear maps: the scale 1/sqrt(var + eps) is held constant, centering is shared as the linear
-    map it is, and the bias keeps its share. Ali et al. 2022 (LN rule); RMSNorm's identity rule (AttnLRP)."""
+    map it is, and the bias keeps its share. Ali et al. 2022 (LN rule); RMSNorm's identity rule (AttnLRP).
+    """
 
     roles: ClassVar[tuple[Role, ...]] = ("normalization",)
 

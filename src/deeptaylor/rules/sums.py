@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from ..ops import Role
 from ..step import Step
@@ -58,9 +57,7 @@ class PositiveProportional(Rule):
             return Proportional(self.epsilon)(step, relevance)
         z = step.memo.get("z⁺", lambda: step.function(*(x.clamp(min=0) for x in step.xs)))
         s = relevance.over(z, step.z, 0.0)
-        messages = tuple(
-            Relevance(g * (x > 0), product=True) for g, x in zip(step.vjp(s), step.xs, strict=True)
-        )
+        messages = tuple(Relevance(g * (x > 0), product=True) for g, x in zip(step.vjp(s), step.xs, strict=True))
         return Redistribution(messages, {"rule": lambda: relevance.total(step.z) - s * z})
 
     def _one_to_one(self, step: Step, relevance: Relevance) -> Redistribution:
@@ -76,5 +73,3 @@ class PositiveProportional(Rule):
 def _negated(step: Step) -> bool:
     alpha = step.node.kwargs.get("alpha", 1)
     return not isinstance(alpha, int | float) or alpha < 0
-
-

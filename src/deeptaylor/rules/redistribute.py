@@ -1,0 +1,148 @@
+"""One function for all rules of affine layers z_j = Σ_i w_ij x_i + b_j: `redistribute`.
+
+    R_{i←j} = Σ_k a_k(x_i) b_k(w_ij) / Σ_{i',k} a_k(x_i') b_k(w_i'j) · R_j         (Montavon et al. 2017, section 3)
+
+A `Part` is one pair of input map a_k and weight map b_k. Bias policies:
+
+* "ignore": the bias is not in the denominator and takes nothing (deep Taylor decomposition)
+* "absorb": it is in the denominator, as a neuron of activation 1, and keeps its share
+* "distribute": its share is handed to the neuron's inputs, in equal parts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor
+
+from ..affine import Affine
+from ..errors import CompositeError
+from ..step import Step
+from .base import Bias, Redistribution, Relevance
+from .maps import ONE, ONES, SAME, InputMap, WeightMap
+
+
+@dataclass(frozen=True)
+class Part:
+    """One linear piece a(x)·b(w) of a rule, with a sign or a factor per output."""
+
+    inputs: InputMap
+    weights: WeightMap
+    scale: Tensor | float = 1.0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.inputs.name, self.weights.name
+
+
+def redistribute(
+    step: Step,
+    relevance: Relevance,
+    parts: Sequence[Part],
+    *,
+    bias: Bias = "ignore",
+    epsilon: Tensor | float = 0.0,
+    denominator: Callable[[], Tensor] | None = None,
+) -> Redistribution:
+    """Messages proportional to Σ_k a_k(x_i) b_k(w_ij), and the shares of bias and stabilizer.
+
+    Args:
+        step: an affine step.
+        relevance: of `step.z`.
+        parts: the pairs (a_k, b_k) with their factors.
+        bias: what becomes of the bias's share.
+        epsilon: stabilizer of the denominator, ≥ 0; 0 drops (and books) what meets a denominator of exactly 0.
+        denominator: a cheaper way to Σ_i,k a_k b_k, without the bias.
+    """
+    affine, value = affine_of(step), cast(Tensor, step.z)
+    native = [part.key for part in parts] == [("x", "w")] and bias != "ignore"
+    z = value if native else denominator_of(step, parts, bias, denominator)
+    s = relevance.over(z, value, epsilon)
+
+    scaled = [_transpose(step, part, _scaled(part.scale, s)) for part in parts]
+    if all(part.inputs.per is not None for part in parts):
+        messages = [_times(part.inputs.ratio(step.x), t) for part, t in zip(parts, scaled, strict=True)]
+        message = Relevance(total_of(messages), product=True)
+    else:
+        message = Relevance(total_of([part.inputs.of(step.x) * t for part, t in zip(parts, scaled, strict=True)]))
+    share = _bias(step, parts, bias)
+    if bias == "distribute" and affine.bias is not None:
+        message = message.plus(Relevance(affine.spread(s * share / affine.count()).expand_as(step.x)), step.x)
+    # without a stabilizer, only a unit with an empty denominator keeps relevance: its bias alone made it active
+    keeper = "stabilizer" if _positive(epsilon) else "rule" if affine.bias is None else "bias"
+    absorbed: dict[Any, Callable[[], Tensor]] = {keeper: lambda: relevance.total(value) - s * z}
+    if bias == "absorb" and affine.bias is not None:
+        absorbed["bias"] = added(absorbed.get("bias"), lambda: s * share)
+    return Redistribution((message,), absorbed)
+
+
+def denominator_of(step: Step, parts: Sequence[Part], bias: Bias, shares: Callable[[], Tensor] | None = None) -> Tensor:
+    """Σ_i,k a_k b_k, with the bias where the policy says so; once per forward pass, whatever the number of targets."""
+    shares = shares or (lambda: total_of([_scaled(part.scale, forward_of(step, part)) for part in parts]))
+    key = ("denominator", *(part.key for part in parts), bias)
+    return step.memo.get(key, lambda: shares() + _bias(step, parts, bias))
+
+
+def affine_of(step: Step) -> Affine:
+    if step.affine is None:
+        raise CompositeError(f"{step.node.kind} is not an affine operation, so a rule for affine layers can't serve it")
+    return step.affine
+
+
+def forward_of(step: Step, part: Part) -> Tensor:
+    """Σ_i a(x_i) b(w_ij): the layer's own z where it is that, cached where it does not depend on x."""
+    affine = affine_of(step)
+    if part.key == ("x", "w"):
+        return step.z if affine.bias is None else step.z - affine.bias
+    if part.weights is ONES:
+        return affine.count()
+    if part.inputs is ONE:
+        one = step.x.new_ones(()).expand(1, *step.x.shape[1:])
+        return step.cache.get(
+            ("of ones", part.weights.name, one.shape), lambda: affine.forward(one, weight_of(step, part.weights))
+        )
+    return affine.forward(part.inputs.of(step.x), weight_of(step, part.weights))
+
+
+def weight_of(step: Step, weights: WeightMap) -> Tensor:
+    weight = affine_of(step).weight
+    return weight if weights is SAME else step.cache.get(("weight", weights.name), lambda: weights.of(weight))
+
+
+def _transpose(step: Step, part: Part, s: Tensor) -> Tensor:
+    affine = affine_of(step)
+    return affine.spread(s) if part.weights is ONES else affine.transpose(s, weight_of(step, part.weights))
+
+
+def _bias(step: Step, parts: Sequence[Part], bias: Bias) -> Tensor | float:
+    """The bias as a neuron of activation 1: Σ_k a_k(1) b_k(b)."""
+    own = affine_of(step).bias
+    if own is None or bias == "ignore":
+        return 0.0
+    return total_of([_scaled(part.scale, part.inputs.of_one * part.weights.of(own)) for part in parts])
+
+
+def _scaled(scale: Tensor | float, tensor: Tensor) -> Tensor:
+    return tensor if isinstance(scale, float) and scale == 1 else scale * tensor
+
+
+def _times(ratio: Tensor | None, tensor: Tensor) -> Tensor:
+    return tensor if ratio is None else ratio * tensor
+
+
+def total_of(tensors: Sequence[Tensor]) -> Tensor:
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = total + tensor
+    return total
+
+
+def _positive(epsilon: Tensor | float) -> bool:
+    return isinstance(epsilon, Tensor) or epsilon > 0
+
+
+def added(first: Callable[[], Tensor] | None, second: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Both amounts together; either may be the only one."""
+    return second if first is None else (lambda: first() + second())

@@ -1,0 +1,98 @@
+"""The house keeps its order: imports point one way, public names are a tested list, declarations are unique."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+import deeptaylor as dt
+from deeptaylor import ops
+
+SOURCE = Path(dt.__file__).parent
+# From the ground up; a module may import only what stands before it.
+ORDER = [
+    "_version", "errors", "graph", "inputs", "tracing_cache", "trace", "record", "affine", "forms", "ops", "canonize",
+    "origin", "step", "rules", "composites", "plan", "propagate", "ledger", "targets", "attribution", "explainer",
+    "roots", "testing", "extend",
+    "plots", "adapters", "report", "demo", "cli",
+]  # fmt: skip
+# Imported where used, not at import: a rule finds its root points, an attribution draws itself.
+LATE = {("rules", "roots"), ("attribution", "plots")}
+
+
+def _imports() -> list[tuple[str, str]]:
+    pairs = []
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        if parts == ("__init__",):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level and node.level == len(parts):
+                names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+                pairs += [(parts[0], name) for name in names]
+    return pairs
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert {pair[0] for pair in _imports()} <= set(ORDER)
+
+
+def test_imports_point_one_way():
+    known = [(a, b) for a, b in _imports() if a != b and b in ORDER]
+    wrong = [(a, b) for a, b in known if ORDER.index(b) > ORDER.index(a) and (a, b) not in LATE]
+    assert not wrong
+
+
+def test_public_names_are_these():
+    public = sorted(name for name in vars(dt) if (not name.startswith("_") and name[0].isupper()) or name in (
+        "explain", "contrast", "log_odds", "top", "rules", "composites", "errors", "extend", "testing",
+    ))  # fmt: skip
+    assert public == [
+        "Attribution", "Composite", "Explainer", "Ledger", "composites", "contrast", "errors", "explain", "extend",
+        "log_odds", "rules", "testing", "top",
+    ]  # fmt: skip
+
+
+def test_declaring_an_operation_twice_is_refused():
+    with pytest.raises(dt.errors.DeepTaylorError, match="already declared"):
+        dt.extend.declare("activation", torch.ops.aten.relu.default)
+
+
+def test_a_tenth_role_is_refused():
+    with pytest.raises(dt.errors.DeepTaylorError, match="not a role"):
+        dt.extend.declare("magic", torch.ops.aten.lgamma.default)
+
+
+def test_one_line_makes_a_new_operation_explainable():
+    op = torch.ops.aten.special_bessel_j1.default  # j1(0) = 0
+    x = torch.rand(2, 3, dtype=torch.float64)
+    with pytest.raises(dt.errors.UnsupportedOp):
+        dt.explain(lambda v: torch.special.bessel_j1(v) * 2, x)
+    try:
+        dt.extend.declare("activation", op)
+        assert dt.explain(lambda v: torch.special.bessel_j1(v) * 2, x, ledger=True).ledger.gap.abs().max() < 1e-12
+    finally:
+        ops.OPS.pop(op, None)
+
+
+def test_a_rule_of_eight_lines_passes_the_shipped_checker():
+    from dataclasses import dataclass
+
+    from deeptaylor.extend import Part, redistribute
+    from deeptaylor.rules.affine import AffineRule
+    from deeptaylor.rules.maps import IDENTITY, PLUS
+
+    @dataclass(frozen=True)
+    class OnlyPositiveWeights(AffineRule):
+        def __call__(self, step, relevance):
+            return redistribute(step, relevance, [Part(IDENTITY, PLUS)])
+
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 3).double().eval()
+
+    def formula(x, w, b):
+        shares = w.clamp(min=0) * x
+        return shares / shares.sum(1, keepdim=True)
+
+    dt.testing.check_rule(OnlyPositiveWeights(), layer, torch.rand(2, 4, dtype=torch.float64) + 0.1, formula)
