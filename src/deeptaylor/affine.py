@@ -14,6 +14,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -214,7 +215,7 @@ class Window:
         ]
         padded = F.pad(x, pads, value=fill)
         axes = [[slice(t * d, t * d + (o - 1) * s + 1, s) for t in range(k)] for _, _, o, s, d, k in self._sizes()]
-        return torch.stack([padded[(..., *index)] for index in itertools.product(*axes)])
+        return torch.stack([padded[cast(Any, (..., *index))] for index in itertools.product(*axes)])
 
     def _sizes(self) -> list[tuple[int, int, int, int, int, int]]:
         return list(zip(self.shape, self.padding, self.out, self.stride, self.dilation, self.kernel, strict=True))

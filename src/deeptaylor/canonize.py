@@ -71,9 +71,15 @@ def _folded(source: Node, norm: Node) -> list[Node]:
     arguments = arguments_of(source.op, source.args, source.kwargs)
     _, gamma, beta, mean, var, _, eps = norm.args
     transposed = "transpose" in source.kind or bool(arguments.get("transposed"))
-    layout = {"transposed": transposed, "groups": arguments.get("groups", 1)}
+    layout: dict[str, Any] = {"transposed": transposed, "groups": arguments.get("groups", 1)}
     weight, bias = f"{norm.name}_weight", f"{norm.name}_bias"
-    where = {"file": norm.file, "line": norm.line, "source": norm.source, "module": norm.module, "floating": True}
+    where: dict[str, Any] = {
+        "file": norm.file,
+        "line": norm.line,
+        "source": norm.source,
+        "module": norm.module,
+        "floating": True,
+    }
     own_weight, own_bias = arguments["weight"], arguments["bias"]
     arguments |= {"weight": Ref(weight), "bias": Ref(bias)}
     return [

@@ -297,7 +297,9 @@ def _concatenated(results: Sequence[Attribution]) -> Attribution:
     first = results[0]
     ledgers = [r.ledger for r in results if r.ledger is not None]
     joined = Ledger(
-        *(torch.cat([getattr(ledger, name) for ledger in ledgers]) for name in ("explained", "inputs", "absorbed")),
+        torch.cat([ledger.explained for ledger in ledgers]),
+        torch.cat([ledger.inputs for ledger in ledgers]),
+        torch.cat([ledger.absorbed for ledger in ledgers]),
         merge([list(ledger.rows) for ledger in ledgers]),
     )
     target = torch.cat([r.target for r in results]) if isinstance(first.target, Tensor) else first.target

@@ -41,7 +41,8 @@ def _linear(arguments: dict[str, Any], data: str) -> Affine:
 
 
 def _matmul(arguments: dict[str, Any], data: str) -> Affine:
-    left, right = arguments["self"], arguments.get("other", arguments.get("mat2"))
+    left: Tensor = arguments["self"]
+    right: Tensor = arguments["other"] if "other" in arguments else arguments["mat2"]
     if data != "self":
         return LeftMatmul(left, None, tuple(right.shape))
     if right.dim() == 2:
@@ -60,7 +61,8 @@ def _convolution(arguments: dict[str, Any], data: str) -> Affine:
     x, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
     axes = weight.dim() - 2
     dilation = per_axis(arguments["dilation"], axes)
-    padding, before = arguments["padding"], ()
+    padding: Any = arguments["padding"]
+    before: tuple[int, ...] = ()
     if isinstance(padding, str):
         padding, before = _same(padding, tuple(weight.shape[2:]), dilation)
     return Convolution(
@@ -78,6 +80,7 @@ def _convolution(arguments: dict[str, Any], data: str) -> Affine:
 
 
 def per_axis(value: Any, axes: int) -> tuple[int, ...]:
+    """A setting for every spatial axis: one number counts for all."""
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
     return values * axes if len(values) == 1 else values
 
@@ -109,7 +112,7 @@ FORMS = {
 }  # fmt: skip
 
 
-# --- normalizations: centering is linear, the scale 1/sqrt(var + eps) is held constant (Ali et al. 2022) ---------------
+# --- normalizations: centering is linear, the scale 1/sqrt(var + eps) is held constant (Ali et al. 2022) ----
 def _normalize(x: Tensor, dims: Sequence[int], eps: float, *, center: bool = True) -> Tensor:
     if center:
         x = x - x.mean(tuple(dims), keepdim=True)

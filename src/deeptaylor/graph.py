@@ -34,7 +34,7 @@ class Node:
     shape: tuple[int | str, ...] = ()
     """Shape when traced; a dynamic batch size is the string 'N'. Empty where the output is not one tensor."""
     floating: bool = False
-    """Whether the output is a floating tensor, or a tuple that holds one."""
+    """Whether the output is a floating (or complex) tensor, or a tuple that holds one."""
     batch_dim: int | None = None
     """The axis that is the batch, where tracing could tell."""
     file: str = ""
@@ -135,3 +135,8 @@ def execute(graph: Graph, inputs: Mapping[str, Any], state: Mapping[str, Tensor]
 def is_getitem(node: Node) -> bool:
     """Whether a node picks one output of an operation that has several."""
     return node.op is operator.getitem
+
+
+def is_continuous(tensor: Tensor) -> bool:
+    """Whether a tensor's values can carry relevance: integers and booleans can't."""
+    return tensor.is_floating_point() or tensor.is_complex()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -199,7 +199,7 @@ class _Facts:
         names = list(arguments)
         schema = [a.name for a in node.op._schema.arguments] if isinstance(node.op, torch._ops.OpOverload) else names
         leaves, sources, positions = [], [], []
-        for number, (path, leaf) in enumerate(paths):
+        for number, (path, leaf) in enumerate(cast(list[tuple[Any, Any]], paths)):
             if isinstance(leaf, Ref) and leaf.name in carrying:
                 leaves.append(number)
                 sources.append(leaf.name)

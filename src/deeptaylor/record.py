@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import InputError, TraceError
-from .graph import Graph, Node, Ref
+from .graph import Graph, Node, Ref, is_continuous
 from .inputs import Call, Model
 from .trace import Caller, Head, user_frame
 
@@ -88,9 +88,9 @@ class _Tape(TorchDispatchMode):
 
     def _write(self, name: str, op: Any, args: Any, kwargs: Any, result: Any) -> None:
         file, line, source, module = self._place()
-        where = {"file": file, "line": line, "source": source, "module": module}
+        where: dict[str, Any] = {"file": file, "line": line, "source": source, "module": module}
         outputs = result if isinstance(result, list | tuple) else [result]
-        floating = any(isinstance(value, Tensor) and value.is_floating_point() for value in outputs)
+        floating = any(isinstance(value, Tensor) and is_continuous(value) for value in outputs)
         shape = tuple(result.shape) if isinstance(result, Tensor) else ()
         self.nodes.append(Node(name, op, args, kwargs, shape, floating, **where))
         if isinstance(result, Tensor):
@@ -105,7 +105,7 @@ class _Tape(TorchDispatchMode):
                         (Ref(name), i),
                         {},
                         tuple(value.shape),
-                        value.is_floating_point(),
+                        is_continuous(value),
                         **where,
                     )
                 )

@@ -77,14 +77,12 @@ class Step:
         only: Sequence[int] | None = None,
     ) -> tuple[Tensor, ...]:
         """Jᵀ·cotangent for every x (or those in `only`), J being the Jacobian at x of the operation or of `function`."""
-        leaves, outputs = self.recorded(function)
-        if isinstance(outputs, Tensor):
-            pairs = [(outputs, cotangent)]
-        else:
-            pairs = [(out, c) for out, c in zip(outputs, cotangent, strict=False) if c is not None]
-        pairs = [(out, c) for out, c in pairs if out.requires_grad]
-        xs = [self.xs[i] for i in only] if only is not None else self.xs
-        leaves = [leaves[i] for i in only] if only is not None else leaves
+        every, outputs = self.recorded(function)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        cotangents = (cotangent,) if isinstance(cotangent, Tensor) else cotangent
+        pairs = [(out, c) for out, c in zip(outputs, cotangents, strict=False) if c is not None and out.requires_grad]
+        xs = [self.xs[i] for i in only] if only is not None else list(self.xs)
+        leaves = [every[i] for i in only] if only is not None else list(every)
         if not pairs:
             return tuple(torch.zeros_like(x) for x in xs)
         grads = torch.autograd.grad(
@@ -98,7 +96,8 @@ class Step:
         direction = torch.zeros_like(output, requires_grad=True)
         with torch.enable_grad():
             grads = torch.autograd.grad(output, leaves, direction, create_graph=True, allow_unused=True)
-            total = sum((g * x).sum() for g, x in zip(grads, self.xs, strict=True) if g is not None)
+            parts = [(g * x).sum() for g, x in zip(grads, self.xs, strict=True) if g is not None]
+            total = torch.stack(parts).sum()
         (along,) = torch.autograd.grad(total, direction, allow_unused=True)
         return torch.zeros_like(output) if along is None else along
 

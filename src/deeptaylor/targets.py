@@ -116,9 +116,9 @@ def _indices(index: Tensor, output: Tensor) -> Seeds:
         _in_range(value, classes)
     columns = index if index.dim() == 2 else index[:, None]
     columns = columns % classes
-    seeds = [torch.nn.functional.one_hot(column, classes).to(output.dtype) for column in columns.unbind(1)]
+    hot = [torch.nn.functional.one_hot(column, classes).to(output.dtype) for column in columns.unbind(1)]
     explained = output.gather(1, columns)
-    seeds = [Relevance(seed, product=True) for seed in seeds]
+    seeds = [Relevance(seed, product=True) for seed in hot]
     return Seeds(
         tuple(seeds), explained if index.dim() == 2 else explained[:, 0], columns if index.dim() == 2 else columns[:, 0]
     )

@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.fx.traceback as fx_traceback
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .errors import DeepTaylorError, InputError, TraceError
-from .graph import Graph, Node, Ref
+from .graph import Graph, Node, Ref, is_continuous
 from .inputs import Call, Model
 
 Head = Callable[[Any], Tensor]
@@ -192,7 +192,7 @@ def from_program(program: Any, names: Sequence[str], notes: Sequence[str] = ()) 
 
 def _node(fx_node: Any, rename: Mapping[str, str], symbol: Any) -> Node:
     def convert(value: Any) -> Any:
-        return torch.fx.node.map_arg(value, lambda n: Ref(rename[n.name]))
+        return torch.fx.node.map_arg(value, cast(Any, lambda n: Ref(rename[n.name])))
 
     value = fx_node.meta.get("val")
     values = value if isinstance(value, list | tuple) else [value]
@@ -216,7 +216,7 @@ def _node(fx_node: Any, rename: Mapping[str, str], symbol: Any) -> Node:
         args=_plain(convert(fx_node.args)),
         kwargs=_plain(convert(dict(fx_node.kwargs))),
         shape=shape,
-        floating=any(isinstance(v, Tensor) and v.is_floating_point() for v in values),
+        floating=any(isinstance(v, Tensor) and is_continuous(v) for v in values),
         batch_dim=batch_dim,
         file=file,
         line=line,

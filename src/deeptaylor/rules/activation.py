@@ -28,7 +28,7 @@ class Secant(Rule):
             return Redistribution((self._through(step, relevance),))
         zero = step.memo.get("phi(0)", lambda: torch.nan_to_num(step.offset(), posinf=0.0, neginf=0.0))
         if not relevance.product:
-            share = Relevance(zero).over(step.z, step.z, 0.0).tensor * relevance.tensor
+            share = Relevance(zero).over(step.z, step.z, 0.0) * relevance.tensor
             return Redistribution((Relevance(relevance.tensor - share),), {"constant": lambda: share})
         near = step.x.abs() < 1e-3
         slope = torch.where(near, 1, (step.z - zero) / torch.where(near, 1, step.x))

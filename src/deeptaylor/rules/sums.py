@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from ..ops import Role
 from ..step import Step
-from .base import Redistribution, Relevance, Rule
+from .base import Cause, Redistribution, Relevance, Rule
 from .pooling import share_by
 
 
@@ -32,7 +34,7 @@ class Proportional(Rule):
         if self.bias == "ignore" and offset is not None:
             z = step.z - offset
         s = relevance.over(z, step.z, self.epsilon)
-        absorbed = {"stabilizer": lambda: relevance.total(step.z) - s * z}
+        absorbed: dict[Cause, Callable[[], Tensor]] = {"stabilizer": lambda: relevance.total(step.z) - s * z}
         if self.bias == "absorb" and offset is not None:
             absorbed["constant"] = lambda: s * offset
         return Redistribution(tuple(Relevance(g, product=True) for g in step.vjp(s)), absorbed)
