@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ._version import __version__
 from .attribution import Attribution
-from .composites import Bound, Composite, by_name, single_rule
+from .composites import Bound, Chooser, Composite, by_name, single_rule
 from .errors import CompositeError, InputError, NonFiniteRelevance, RelevanceWarning
 from .inputs import Call, Model, batch_size, bind, check_inputs, check_model, explained_names
 from .ledger import Bookkeeper, Ledger, LedgerRow, Watch, can_batch, merge
@@ -210,7 +210,7 @@ def explain(
     return explainer(inputs, target=target, kwargs=kwargs, ledger=ledger, inner=inner)
 
 
-def _composite(composite: str | Composite | Rule, bounds: tuple[Bound, Bound] | None) -> Composite | None:
+def _composite(composite: str | Composite | Rule, bounds: tuple[Bound, Bound] | None) -> Composite | Chooser:
     if isinstance(composite, str):
         return by_name(composite, bounds)
     if isinstance(composite, Rule):

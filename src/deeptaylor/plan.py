@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .composites import Composite, Place, auto
+from .composites import Chooser, Composite, Place
 from .errors import InputError, UnsupportedOp
 from .forms import Arguments, arguments_of
 from .graph import Graph, Node, Ref, is_getitem, lookup
@@ -135,13 +135,13 @@ def _fingerprint(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
     return (*((t.data_ptr(), t.dtype, t.device) for t in tensors), *values)
 
 
-def make_plan(graph: Graph, explained: Sequence[str], composite: Composite | None) -> Plan:
+def make_plan(graph: Graph, explained: Sequence[str], composite: Composite | Chooser) -> Plan:
     """Assigns a rule to every operation that relevance passes.
 
     Args:
         graph: a canonical graph.
         explained: names of the inputs that relevance is sent to.
-        composite: None lets `auto` choose by what the graph holds.
+        composite: what gives each its rule, or makes the composite once the operations are known.
 
     Raises:
         UnsupportedOp: operations without a role, all of them at once.
@@ -152,7 +152,8 @@ def make_plan(graph: Graph, explained: Sequence[str], composite: Composite | Non
         raise InputError(f"the output does not depend on the explained inputs ({', '.join(explained)})")
     facts = {node.name: _Facts.of(node, carrying) for node in graph if node.name in carrying}
     places = _places(graph, facts)
-    composite = composite or auto(list(places.values()))
+    if not isinstance(composite, Composite):
+        composite = composite(list(places.values()))
     nonnegative = _nonnegative(graph, facts)
     assignments = _assign(graph, facts, places, nonnegative, composite)
     return Plan(graph, tuple(explained), composite, assignments, _fixed(graph))
