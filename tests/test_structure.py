@@ -79,14 +79,12 @@ def test_one_line_makes_a_new_operation_explainable():
 def test_a_rule_of_eight_lines_passes_the_shipped_checker():
     from dataclasses import dataclass
 
-    from deeptaylor.extend import Part, redistribute
-    from deeptaylor.rules.affine import AffineRule
-    from deeptaylor.rules.maps import IDENTITY, PLUS
+    from deeptaylor.extend import AffineRule, Part, maps, redistribute
 
     @dataclass(frozen=True)
     class OnlyPositiveWeights(AffineRule):
         def __call__(self, step, relevance):
-            return redistribute(step, relevance, [Part(IDENTITY, PLUS)])
+            return redistribute(step, relevance, [Part(maps.IDENTITY, maps.PLUS)])
 
     torch.manual_seed(0)
     layer = torch.nn.Linear(4, 3).double().eval()

@@ -15,7 +15,7 @@ from .graph import Graph, execute
 from .inputs import Call, Model
 from .ops import known
 from .record import record as record_graph
-from .trace import Caller, Head, from_program, trace
+from .trace import Caller, Head, from_program, quiet, trace
 from .tracing_cache import kept
 
 
@@ -80,7 +80,9 @@ def _program_graph(program: Any, call: Call) -> Graph:
         if fixed:
             axis, want, got = fixed[0]
             raise InputError(f"input {name!r} has size {got} on axis {axis}; the program was exported for {want} there")
-    return from_program(program.run_decompositions({}), tuple(call.tensors))
+    with quiet():
+        program = program.run_decompositions({})
+    return from_program(program, tuple(call.tensors))
 
 
 def prove(graph: Graph, call: Call, state: Mapping[str, Tensor], output: Tensor) -> None:

@@ -134,7 +134,7 @@ def _decompose_unknown(graph: Graph, program: Any, known: Callable[[Any], bool],
             parts = {op: table[op] for op in ops if op in table}
             if not parts:
                 break
-            with _quiet():
+            with quiet():
                 program = program.run_decompositions(parts)
             before, graph = graph, from_program(program, tuple(call.tensors), notes)
             ops = unknown(graph)
@@ -251,7 +251,7 @@ def _module(stack: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences what torch.export says of itself: a FutureWarning by its message, its shape log, and the graph that it
     prints when it fails.
     """
@@ -261,6 +261,8 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(printed):
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            # recurrent layers swap their list of weights while traced, and put it back
+            warnings.filterwarnings("ignore", message=".*_flat_weights.* assigned during export", category=UserWarning)
             yield
     except Exception as error:
         partial = getattr(error, "partial_fx_graph", None)
@@ -279,7 +281,7 @@ def _print_again(text: str) -> None:
 
 
 def _export(caller: Caller, tensors: tuple[Tensor, ...], shapes: Any) -> Any:
-    with _quiet(), fx_traceback.preserve_node_meta():
+    with quiet(), fx_traceback.preserve_node_meta():
         program = torch.export.export(
             caller, tensors, dynamic_shapes=None if shapes is None else (shapes,), strict=False
         )
