@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .affine import Affine
 from .graph import Node
@@ -91,8 +92,14 @@ class Step:
         return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(grads, xs, strict=True))
 
     def linear_part(self, function: Function | None = None) -> Tensor:
-        """J·x: what of z is linear in the xs, for operations with one output."""
-        leaves, output = self.recorded(function)
+        """J·x: what of z is linear in the xs, for operations with one output.
+
+        The derivative along x, as the derivative of the vector-Jacobian product by its vector.
+        """
+        leaves = tuple(x.detach().requires_grad_() for x in self.xs)
+        # fused attention has no second derivative
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            output = (function or self.function)(*leaves)
         direction = torch.zeros_like(output, requires_grad=True)
         with torch.enable_grad():
             grads = torch.autograd.grad(output, leaves, direction, create_graph=True, allow_unused=True)

@@ -32,6 +32,11 @@ class Gradient(Rule):
             absorbed: Any = {"bias": lambda: c * step.affine.bias} if step.affine.bias is not None else {}
             return Redistribution((message,), absorbed)
         c = relevance.over(step.z, step.z, 0.0)
+        if step.op.role == "activation":  # elementwise, and some have no second derivative
+            slope = step.vjp(torch.ones_like(step.z))[0]
+            return Redistribution(
+                (Relevance(slope * c, product=True),), {"rule": lambda: c * (step.z - slope * step.x)}
+            )
         messages = tuple(Relevance(g, product=True) for g in step.vjp(c))
         return Redistribution(messages, {_cause(step): lambda: c * step.z - _handed(step, c)})
 
