@@ -98,7 +98,10 @@ def main() -> None:
         table[name]["handed to the input"] = share
         figures = "  ".join(f"{key} {np.mean(values):7.3f}" for key, values in table[name].items())
         print(f"{name:<24}{figures}", flush=True)
-    noise = [gain(model, x, f, torch.rand_like(x), int(t)) for x, f, t in zip(batch, fills["mean"], result.target, strict=True)]
+    noise = [
+        gain(model, x, f, torch.rand_like(x), int(t))
+        for x, f, t in zip(batch, fills["mean"], result.target, strict=True)
+    ]
     print(f"{'random':<24}mean {np.mean(noise):7.3f}")
     table["random"] = {"mean": noise}
     path = Path(__file__).parent / "results" / "auto_choice.json"

@@ -32,6 +32,7 @@ from .rules import (
     ZBox,
     ZPlus,
 )
+from .rules.affine import ZENNIT_STABILIZER
 from .rules.base import Convention
 
 Bound = Tensor | float
@@ -168,48 +169,53 @@ def deep_taylor(
 
 def epsilon(epsilon: float = 1e-6, rms: float = 0.0) -> Composite:
     """Epsilon everywhere; with a tiny epsilon and ReLU, gradient × input."""
-    return Composite([(role("affine"), Epsilon(epsilon, rms))], "epsilon")
-
-
-def _dense(epsilon: float) -> tuple[Match, Rule]:
-    return _is_dense, Epsilon(epsilon)
+    return Composite([(role("affine"), Epsilon(epsilon, rms)), (role("sum"), Proportional(epsilon))], "epsilon")
 
 
 def _is_dense(place: Place) -> bool:
     return place.role == "affine" and not place.has_convolution
 
 
+def _layered(
+    name: str, convolutions: Rule, epsilon: float, first_rule: Rule | None = None, **settings: Any
+) -> Composite:
+    """A rule for convolutions, epsilon for dense layers, perhaps another rule at the first layer."""
+    # zennit's stabilizer at sums; where the papers' convention is asked for, none
+    sums = Proportional(0.0 if settings.get("convention") == "paper" else ZENNIT_STABILIZER)
+    lines: list[tuple[Match, Rule]] = [] if first_rule is None else [(first(), first_rule)]
+    lines += [(_is_dense, Epsilon(epsilon)), (role("affine"), convolutions), (role("sum"), sums)]
+    return Composite(lines, name, settings=settings)
+
+
 def epsilon_plus(epsilon: float = 1e-6, convention: Convention = "zennit") -> Composite:
     """z⁺ at convolutions, epsilon at dense layers."""
-    return Composite(
-        [_dense(epsilon), (role("affine"), ZPlus(convention))], "epsilon-plus", settings={"convention": convention}
-    )
+    return _layered("epsilon-plus", ZPlus(convention), epsilon, convention=convention)
 
 
 def epsilon_plus_flat(epsilon: float = 1e-6, convention: Convention = "zennit") -> Composite:
     """`epsilon_plus` with equal shares at the first layer."""
-    lines = [(first(), Flat()), _dense(epsilon), (role("affine"), ZPlus(convention))]
-    return Composite(lines, "epsilon-plus-flat", settings={"convention": convention})
+    return _layered("epsilon-plus-flat", ZPlus(convention), epsilon, Flat(), convention=convention)
 
 
 def epsilon_alpha2_beta1(epsilon: float = 1e-6, convention: Convention = "zennit") -> Composite:
     """alpha-beta (2, 1) at convolutions, epsilon at dense layers."""
-    lines = [_dense(epsilon), (role("affine"), AlphaBeta(2.0, 1.0, convention))]
-    return Composite(lines, "epsilon-alpha2-beta1", settings={"convention": convention})
+    return _layered("epsilon-alpha2-beta1", AlphaBeta(2.0, 1.0, convention), epsilon, convention=convention)
 
 
 def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6, convention: Convention = "zennit") -> Composite:
     """`epsilon_alpha2_beta1` with equal shares at the first layer."""
-    lines = [(first(), Flat()), _dense(epsilon), (role("affine"), AlphaBeta(2.0, 1.0, convention))]
-    return Composite(lines, "epsilon-alpha2-beta1-flat", settings={"convention": convention})
+    rule = AlphaBeta(2.0, 1.0, convention)
+    return _layered("epsilon-alpha2-beta1-flat", rule, epsilon, Flat(), convention=convention)
 
 
 def epsilon_gamma_box(
     low: Bound | None = None, high: Bound | None = None, gamma: float = 0.25, epsilon: float = 1e-6
 ) -> Composite:
-    """z^B at the first layer, gamma at convolutions, epsilon at dense layers. Without bounds, each sample's own range."""
-    lines = [(first(), ZBox(low, high)), _dense(epsilon), (role("affine"), GeneralizedGamma(gamma))]
-    return Composite(lines, "epsilon-gamma-box", settings={"gamma": gamma})
+    """z^B at the first layer, gamma at convolutions, epsilon at dense layers.
+
+    Without bounds the box is each sample's own range.
+    """
+    return _layered("epsilon-gamma-box", GeneralizedGamma(gamma), epsilon, ZBox(low, high), gamma=gamma)
 
 
 def gradient_times_input() -> Composite:

@@ -270,8 +270,8 @@ def _check_sizes(plan: Plan, run: Forward, seeds: Seeds, found: Sequence[Mapping
                 for growth, node in watch.worst()
             )
             warnings.warn(
-                f"relevance explodes: the inputs hold {float(size):.3g} in absolute value for {put:.3g} explained; positive and "
-                f"negative shares cancel at denominators near zero. It grows most at\n{worst}\n"
+                f"relevance explodes: the inputs hold {float(size):.3g} in absolute value for {put:.3g} explained; "
+                f"positive and negative shares cancel at denominators near zero. It grows most at\n{worst}\n"
                 "Rules without such denominators (ZPlus, GeneralizedGamma) or a larger epsilon there will help.",
                 RelevanceWarning,
                 stacklevel=4,

@@ -28,7 +28,7 @@ def arguments_of(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dic
 class Form:
     """How an operation's arguments become an `Affine`.
 
-    `data` names the arguments that may carry relevance; where another one does, the operation is not affine in its data.
+    `data` names the arguments that may carry relevance; where another does, the operation is not affine in its data.
     """
 
     ops: tuple[Any, ...]

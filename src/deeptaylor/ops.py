@@ -112,7 +112,7 @@ SCALE = Op("sum", coefficients="single")
 SHIFT = Op("sum", coefficients="single", offset=True)
 HINGE = Op("activation", at_zero=True)
 
-# --- constant: no relevance flows ---------------------------------------------------------------------------------
+# --- constant: no relevance flows ------------------------------------------
 declare(
     "constant",
     aten.sign.default, aten.sgn.default, aten.floor.default, aten.ceil.default, aten.round.default, aten.trunc.default,
@@ -123,7 +123,7 @@ declare(
     aten.lift_fresh_copy.default, aten.tensor.default,
 )  # fmt: skip
 
-# --- rearrange: moves with the values ------------------------------------------------------------------------------
+# --- rearrange: moves with the values --------------------------------------
 declare("rearrange", operator.getitem, nonnegative="keep")
 declare(
     "rearrange",
@@ -177,7 +177,7 @@ declare(
 )  # fmt: skip
 declare("rearrange", aten.maximum.default, aten.minimum.default, aten.max.other, aten.min.other, single=HINGE)
 
-# --- sum: shared in proportion ---------------------------------------------------------------------------------------
+# --- sum: shared in proportion ---------------------------------------------
 declare("sum", aten.add.Tensor, coefficients="positive", nonnegative="keep", single=SHIFT)
 declare("sum", aten.sub.Tensor, single=SHIFT)
 declare("sum", aten.add.Scalar, aten.sub.Scalar, aten.rsub.Scalar, coefficients="single", offset=True)
@@ -200,11 +200,11 @@ declare(
 declare("sum", aten._native_batch_norm_legit_no_training.default, coefficients="single", offset=True, first=True)
 declare("sum", aten.batch_norm.default, coefficients="single", offset=True, refuse=_training_norm)
 
-# --- affine: the search-direction rules ---------------------------------------------------------------------------
+# --- affine: the search-direction rules ------------------------------------
 for _form in FORMS.values():
     declare("affine", *_form.ops, form=_form)
 
-# --- activation: phi(x) ---------------------------------------------------------------------------------------------
+# --- activation: phi(x) ----------------------------------------------------
 declare("activation", aten.relu.default, aten.relu6.default, nonnegative=True, rectifies=True)
 declare(
     "activation",
@@ -227,15 +227,15 @@ declare("activation", aten.clamp.default, aten.clamp_min.default, at_zero=True, 
 declare("activation", aten.clamp_max.default, aten.threshold.default, at_zero=True)
 declare("activation", aten.pow.Tensor_Scalar, at_zero=True)
 
-# --- product: two data tensors --------------------------------------------------------------------------------------
+# --- product: two data tensors ---------------------------------------------
 declare("product", aten.mul.Tensor, nonnegative="keep", single=SCALE)
 declare("product", aten.div.Tensor, single={0: SCALE, 1: HINGE}, gates=(1,))
 declare("product", aten.scaled_dot_product_attention.default, gates=(0, 1))
 
-# --- normalization ----------------------------------------------------------------------------------------------------
+# --- normalization ---------------------------------------------------------
 for _op, _linearized in LINEARIZED.items():
     declare("normalization", _op, linearized=_linearized)
 
-# --- softmax ------------------------------------------------------------------------------------------------------------
+# --- softmax ---------------------------------------------------------------
 declare("softmax", aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, nonnegative=True, gate=True)
 declare("softmax", aten.log_softmax.int, aten._log_softmax.default)

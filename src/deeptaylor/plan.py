@@ -126,13 +126,24 @@ class Plan:
 
 def _fingerprint(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
     """Changes when a parameter is replaced or written to, also behind autograd's back (`p.data.mul_(2)`)."""
-    sums = [t.detach().sum(dtype=torch.float64 if t.is_floating_point() else None) for t in tensors]
-    sizes = [
-        t.detach().abs().sum(dtype=torch.float64) if t.is_floating_point() else s
-        for t, s in zip(tensors, sums, strict=True)
-    ]
-    values = torch.stack([v.double() for v in (*sums, *sizes)]).tolist() if sums else []
-    return (*((t.data_ptr(), t.dtype, t.device) for t in tensors), *values)
+    known = [(t.data_ptr(), t.dtype, t.device, 0 if t.is_inference() else t._version) for t in tensors]
+    floating = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
+    values = torch.stack([_checksum(t).double() for t in floating]).tolist() if floating else []
+    return (*known, *values)
+
+
+_ROW = 4096
+
+
+def _checksum(values: Tensor) -> Tensor:
+    """A sum weighted by position, so that values that swap places change it; one reading of the tensor."""
+    flat = values.flatten()
+    weights = 1 + torch.arange(_ROW, device=flat.device, dtype=flat.dtype).mul(0.618034).frac()
+    rows = flat.numel() // _ROW
+    whole, rest = flat[: rows * _ROW].view(rows, _ROW), flat[rows * _ROW :]
+    sums = whole @ weights if rows else flat.new_zeros(0)
+    order = 1 + torch.arange(rows, device=flat.device, dtype=flat.dtype).mul(0.754877).frac()
+    return (sums * order).sum() + (rest * weights[: rest.numel()]).sum()
 
 
 def make_plan(graph: Graph, explained: Sequence[str], composite: Composite | Chooser) -> Plan:
@@ -213,7 +224,7 @@ class _Facts:
             if len(leaves) == 1 and where <= set(op.form.data):
                 data = next(iter(where))
             else:  # the weight is data too (attention), or it alone is
-                op = Op("product") if len(leaves) > 1 else SCALE if where <= {"bias"} else Op("sum", offset=True)
+                op = Op("product") if len(leaves) > 1 else Op("sum", offset=True)
         return _Facts(op, tuple(leaves), tuple(sources), tuple(positions), arguments, data)
 
 

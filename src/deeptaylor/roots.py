@@ -1,7 +1,7 @@
 """Root points: where a rule is a first-order Taylor expansion.
 
-With q_ij = R_{i←j}/R_j the point x̃_i = x_i − z_j q_ij / w_ij satisfies w_j·x̃ + b_j = z_j (1 − Σ_i q_ij): a rule that hands
-everything on expands at an exact root. So root points come from a rule's own messages, for every rule.
+With q_ij = R_{i←j}/R_j the point x̃_i = x_i − z_j q_ij / w_ij satisfies w_j·x̃ + b_j = z_j (1 − Σ_i q_ij): a rule that
+hands everything on expands at an exact root. So root points come from a rule's own messages, for every rule.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Step:
         function: Function | None = None,
         only: Sequence[int] | None = None,
     ) -> tuple[Tensor, ...]:
-        """Jᵀ·cotangent for every x (or those in `only`), J being the Jacobian at x of the operation or of `function`."""
+        """Jᵀ·cotangent for every x (or those in `only`), J the Jacobian at x of the operation or of `function`."""
         every, outputs = self.recorded(function)
         outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
         cotangents = (cotangent,) if isinstance(cotangent, Tensor) else cotangent

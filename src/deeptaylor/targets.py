@@ -26,7 +26,7 @@ class log_odds:
     """log(p / (1 − p)) of a class's softmax probability p; by default of the predicted class.
 
     log(p_c/(1−p_c)) = −log Σ_c' exp(−(z_c − z_c')) over c' ≠ c. Relevance is put on the differences z_c − z_c' with
-    weights exp(−(z_c − z_c'))/Σ; the entropy of these weights is booked as absorbed at the output. Montavon et al. 2019.
+    weights exp(−(z_c − z_c'))/Σ; the entropy of these weights is booked at the output. Montavon et al. 2019.
     """
 
     index: int | None = None
@@ -159,12 +159,5 @@ def _seed(target: Tensor, output: Tensor) -> Seeds:
 
 
 def _head_for(output: Tensor) -> str:
-    if output.dim() == 1:
-        return "lambda out: out[:, None]"
-    return (
-        "lambda out: out[:, 0]"
-        if output.dim() == 3
-        else "lambda out: out.mean((2, 3))"
-        if output.dim() == 4
-        else "lambda out: ..."
-    )
+    heads = {1: "lambda out: out[:, None]", 3: "lambda out: out[:, 0]", 4: "lambda out: out.mean((2, 3))"}
+    return heads.get(output.dim(), "lambda out: ...")

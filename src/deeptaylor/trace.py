@@ -212,7 +212,8 @@ def _node(fx_node: Any, rename: Mapping[str, str], symbol: Any) -> Node:
     file, line, source = noted if noted and noted[0] else _place(fx_node.meta.get("stack_trace", ""))
     return Node(
         name=rename[fx_node.name],
-        op=fx_node.target,
+        # a view asks for a memory layout, which another batch may not have
+        op=torch.ops.aten.reshape.default if fx_node.target is torch.ops.aten.view.default else fx_node.target,
         args=_plain(convert(fx_node.args)),
         kwargs=_plain(convert(dict(fx_node.kwargs))),
         shape=shape,

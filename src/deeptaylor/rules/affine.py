@@ -150,7 +150,10 @@ def _positive_sum(step: Step) -> Tensor:
     resolution = torch.finfo(z.dtype).eps
     z = torch.where(z <= 32 * resolution * size, 0, z)  # nothing positive but rounding
     guard = 1e-3 if z.dtype != torch.float64 else 1e-6
-    if bool(((z > 0) & (z < guard * size)).any()):
+    uncertain = (z > 0) & (z < guard * size)
+    if step.rectified:  # elsewhere no relevance arrives
+        uncertain &= step.z > 0
+    if bool(uncertain.any()):
         z = total_of([forward_of(step, part) for part in _sides(step)[0]])
     return z
 
@@ -195,14 +198,16 @@ class AlphaBeta(AffineRule):
         """α and β per unit: 1 and 0 where the negative side is empty."""
         if self.convention == "zennit" or self.beta == 0:
             return self.alpha, self.beta
-        empty = denominator_of(step, minus, bias) == 0
+        plus, _ = _sides(step)
+        empty = (denominator_of(step, minus, bias) == 0) | (denominator_of(step, plus, bias) == 0)
         return torch.where(empty, 1.0, self.alpha).to(step.z.dtype), torch.where(empty, 0.0, self.beta).to(step.z.dtype)
 
 
 @dataclass(frozen=True)
 class WSquare(_ByConvention):
-    """Share by squared weights: R_{i←j} = w_ij² / Σ_i' w_i'j² · R_j. Direction w: nearest root, x unbounded. Montavon et al. 2017.
+    """Share by squared weights: R_{i←j} = w_ij² / Σ_i' w_i'j² · R_j. Montavon et al. 2017.
 
+    Direction w: the nearest root, with x unbounded.
     `convention="zennit"` puts b² in the denominator.
     """
 
@@ -259,8 +264,8 @@ class ZBox(AffineRule):
             )
         if bool((x < low - slack).any()) or bool((x > high + slack).any()):
             raise DomainError(
-                f"the box of z^B excludes the input of the layer {where}: values run from {x.min():g} to {x.max():g}, bounds "
-                f"from {low.min():g} to {high.max():g}; give the bounds of the normalised input, per channel: "
+                f"the box of z^B excludes the input of the layer {where}: values run from {x.min():g} to {x.max():g}, "
+                f"bounds from {low.min():g} to {high.max():g}; give the bounds of the normalised input, per channel: "
                 "bounds=((0 - mean) / std, (1 - mean) / std), each of shape (channels, 1, 1)"
             )
         return low, high

@@ -1,4 +1,4 @@
-"""Rules for max-pooling. (Average pooling is a sum.)"""
+"""Rules for max-pooling; average pooling is a sum."""
 
 from __future__ import annotations
 
@@ -34,10 +34,13 @@ class PNorm(RearrangeRule):
             window = window_of(step)
             largest = step.vjp(relevance.total(step.z), lambda x: window.views(x, float("-inf")).amax(0))
             return Redistribution((Relevance(largest[0]),))
-        size = step.x.abs()
-        # scaled by the largest value: powers must not overflow
-        weights = (size / size.amax().clamp(min=torch.finfo(size.dtype).tiny)) ** self.p
-        return share_by(weights, step, relevance)
+        values = window_of(step).views(step.x.abs(), 0.0)
+        # scaled by each window's largest value: powers must neither overflow nor vanish
+        weights = (values / values.amax(0).clamp(min=torch.finfo(values.dtype).tiny)) ** self.p
+        z = weights.sum(0)
+        s = relevance.over(z, step.z, 0.0)
+        (message,) = step.vjp(weights * s, lambda x: window_of(step).views(x, 0.0))
+        return Redistribution((Relevance(message),), {"rule": lambda: relevance.total(step.z) - s * z})
 
 
 def share_by(weights: Tensor, step: Step, relevance: Relevance, epsilon: float = 0.0) -> Redistribution:
@@ -54,7 +57,7 @@ def window_of(step: Step) -> Window:
     arguments = arguments_of(step.node.op, step.node.args, step.node.kwargs)
     if not step.node.short.startswith("max_pool"):
         raise CompositeError(
-            f"{step.node.kind} at {step.node.file}:{step.node.line} has no sliding window; give it WinnerTakesAll or Move"
+            f"{step.node.kind} at {step.node.file}:{step.node.line} has no sliding window; give it WinnerTakesAll"
         )
     axes = int(step.node.short.removeprefix("max_pool")[0])
     kernel = per_axis(arguments["kernel_size"], axes)

@@ -23,8 +23,8 @@ class ProductRule(Rule):
 class SignalTakesAll(ProductRule):
     """All relevance to the signal; gates, attention weights and denominators are held constant.
 
-    Root (0, gate). A factor is a gate where it comes from a sigmoid, tanh, softmax or 1/sqrt, and the other does not; a
-    divisor always is, and so are query and key. Where no factor is a gate, or all are, each gets an equal share (Uniform).
+    Root (0, gate). A factor is a gate where it comes from a sigmoid, softmax or 1/sqrt, and the other does not; a divisor
+    always is, and so are query and key. Where no factor is a gate, or all are, each gets an equal share (Uniform).
     Arras et al. 2017; for attention, Ali et al. 2022.
     """
 
@@ -44,12 +44,13 @@ class SignalTakesAll(ProductRule):
 
 @dataclass(frozen=True)
 class Uniform(ProductRule):
-    """Equal shares to the factors: R/2 each for x·y; the mean of the roots (x, 0) and (0, y). AttnLRP, proposition 3.3."""
+    """Equal shares to the factors: R/2 each for x·y, the mean over the roots (x, 0) and (0, y). AttnLRP, prop. 3.3."""
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         if step.node.short == "div":
             raise CompositeError(
-                f"{step.node.kind} at {step.node.file}:{step.node.line}: a quotient has no equal shares; use SignalTakesAll"
+                f"{step.node.kind} at {step.node.file}:{step.node.line}: a quotient has no equal shares; "
+                "use SignalTakesAll"
             )
         s = relevance.over(step.z, step.z, 0.0)
         messages = tuple(Relevance(g / len(step.xs), product=True) for g in step.vjp(s))

@@ -69,10 +69,14 @@ def redistribute(
         message = Relevance(total_of([part.inputs.of(step.x) * t for part, t in zip(parts, scaled, strict=True)]))
     share = _bias(step, parts, bias)
     if bias == "distribute" and affine.bias is not None:
-        message = message.plus(Relevance(affine.spread(s * share / affine.count()).expand_as(step.x)), step.x)
+        count = affine.count()
+        dealt = s * share * (count > 0) / count.clamp(min=1)
+        message = message.plus(Relevance(affine.spread(dealt).expand_as(step.x)), step.x)
     # without a stabilizer, only a unit with an empty denominator keeps relevance: its bias alone made it active
     keeper = "stabilizer" if _positive(epsilon) else "rule" if affine.bias is None else "bias"
     absorbed: dict[Any, Callable[[], Tensor]] = {keeper: lambda: relevance.total(value) - s * z}
+    if bias == "distribute" and affine.bias is not None:  # a unit without inputs keeps its share
+        absorbed["bias"] = added(absorbed.get("bias"), lambda: s * share * (affine.count() == 0))
     if bias == "absorb" and affine.bias is not None:
         absorbed["bias"] = added(absorbed.get("bias"), lambda: s * share)
     return Redistribution((message,), absorbed)
@@ -86,6 +90,7 @@ def denominator_of(step: Step, parts: Sequence[Part], bias: Bias, shares: Callab
 
 
 def affine_of(step: Step) -> Affine:
+    """The step as an affine map; refuses others."""
     if step.affine is None:
         raise CompositeError(f"{step.node.kind} is not an affine operation, so a rule for affine layers can't serve it")
     return step.affine
@@ -107,6 +112,7 @@ def forward_of(step: Step, part: Part) -> Tensor:
 
 
 def weight_of(step: Step, weights: WeightMap) -> Tensor:
+    """b(w), computed once until a parameter changes."""
     weight = affine_of(step).weight
     return weight if weights is SAME else step.cache.get(("weight", weights.name), lambda: weights.of(weight))
 
@@ -133,6 +139,7 @@ def _times(ratio: Tensor | None, tensor: Tensor) -> Tensor:
 
 
 def total_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of tensors."""
     total = tensors[0]
     for tensor in tensors[1:]:
         total = total + tensor

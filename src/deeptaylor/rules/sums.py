@@ -21,15 +21,20 @@ class Proportional(Rule):
 
     `bias="absorb"` lets added constants keep their share; "ignore" leaves them out of the denominator. Given to a
     max-pool, it is the sum-pool rule: by value within the window.
+
+    Below a layer whose rule does not weigh by value (w², flat, z^B), scaling and shifting by constants (a model that
+    normalises its own input) pass relevance unchanged: it belongs to the place there, not to the value.
     """
 
-    epsilon: float = 1e-6
+    epsilon: float = 0.0
     bias: Literal["absorb", "ignore"] = "absorb"
     roles: ClassVar[tuple[Role, ...]] = ("sum", "rearrange")
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         if step.op.role == "rearrange":
             return share_by(step.x, step, relevance, self.epsilon)
+        if step.op.coefficients == "single" and not relevance.product:
+            return unchanged(step, relevance)
         z, offset = step.z, step.offset() if step.op.offset else None
         if self.bias == "ignore" and offset is not None:
             z = step.z - offset
@@ -47,16 +52,15 @@ class PositiveProportional(Rule):
     Sums with coefficients of both signs (a difference, bicubic upsampling) share as `Proportional` does.
     """
 
-    epsilon: float = 1e-9
     roles: ClassVar[tuple[Role, ...]] = ("sum",)
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         if step.op.coefficients == "single":
-            return self._one_to_one(step, relevance)
+            return self._one_to_one(step, relevance) if relevance.product else unchanged(step, relevance)
         if step.op.coefficients == "mixed" or _negated(step):
-            return Proportional(self.epsilon, "ignore")(step, relevance)
+            return Proportional(bias="ignore")(step, relevance)
         if step.nonnegative:
-            return Proportional(self.epsilon)(step, relevance)
+            return Proportional()(step, relevance)
         z = step.memo.get("z⁺", lambda: step.function(*(x.clamp(min=0) for x in step.xs)))
         s = relevance.over(z, step.z, 0.0)
         messages = tuple(Relevance(g * (x > 0), product=True) for g, x in zip(step.vjp(s), step.xs, strict=True))
@@ -75,3 +79,8 @@ class PositiveProportional(Rule):
 def _negated(step: Step) -> bool:
     alpha = step.node.kwargs.get("alpha", 1)
     return not isinstance(alpha, int | float) or alpha < 0
+
+
+def unchanged(step: Step, relevance: Relevance) -> Redistribution:
+    """R as it is, gathered where one value was broadcast to many places."""
+    return Redistribution((Relevance(relevance.tensor.sum_to_size(step.x.shape)),))

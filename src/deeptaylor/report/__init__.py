@@ -1,0 +1,1 @@
+"""One HTML page about what a network saw in some photos, and the files beside it."""

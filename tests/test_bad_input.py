@@ -1,0 +1,247 @@
+"""Every mistake has one clear error of our own tree, before any number, and its message names the cure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import deeptaylor as dt
+from deeptaylor import errors
+from deeptaylor.rules import AlphaBeta, ZBox, ZPlus
+
+
+def net(width: int = 4, classes: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, classes)).eval()
+
+
+def images(n: int = 2) -> Tensor:
+    return torch.linspace(-1, 1, n * 4).reshape(n, 4)
+
+
+class Pair(nn.Module):
+    """Has no (batch, classes) output: two tensors by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"features": x, "logits": self.net(x)}
+
+
+class Branches(nn.Module):
+    """Asks a value how to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return self.net(x)
+        return -self.net(x)
+
+
+class Sorts(nn.Module):
+    """Two operations that no rule can serve, on two lines."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.special.i0(x)
+        return torch.erfinv(y.sigmoid())
+
+
+def with_nan(x: Tensor, value: float) -> Tensor:
+    x = x.clone()
+    x[1, 2] = value
+    return x
+
+
+# what was done wrong: the call, the error, what its message must say (all of it, in any case)
+MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], tuple[str, ...]]] = {
+    "integers as images": (
+        lambda: dt.explain(net(), torch.zeros(2, 4, dtype=torch.uint8)), errors.InputError, ("uint8", r"float\(\)")
+    ),
+    "float64 into a float32 model": (
+        lambda: dt.explain(net(), images().double()), errors.InputError, ("float64", "float32", r"\.to\(")
+    ),
+    "half precision into a float32 model": (
+        lambda: dt.explain(net(), images().half()), errors.InputError, ("float16", "float32", r"\.to\(")
+    ),
+    "another device": (
+        lambda: dt.explain(net(), images().to("meta")), errors.InputError, ("meta", "cpu", r"\.to\(")
+    ),
+    "a NaN": (lambda: dt.explain(net(), with_nan(images(), float("nan"))), errors.InputError, ("nan", r"\[1, 2\]")),
+    "an infinity": (lambda: dt.explain(net(), with_nan(images(), float("inf"))), errors.InputError, ("inf",)),
+    "an empty batch": (lambda: dt.explain(net(), torch.zeros(0, 4)), errors.InputError, ("empty batch",)),
+    "no tensor at all": (lambda: dt.explain(net(), [1.0, 2.0]), errors.InputError, ("tensor",)),
+    "train mode": (lambda: dt.explain(net().train(), images()), errors.InputError, ("train mode", r"\.eval\(\)")),
+    "one submodule in train mode": (
+        lambda: dt.explain(nn.Sequential(net(), nn.Dropout().train()), images()), errors.InputError, (r"\.eval\(\)",)
+    ),
+    "an output of several tensors": (
+        lambda: dt.explain(Pair().eval(), images()), errors.InputError, ("head=", "logits")
+    ),
+    "an output with positions": (
+        lambda: dt.explain(nn.Conv1d(1, 2, 2).eval(), images()[:, None]), errors.InputError, ("batch, classes", "head=")
+    ),
+    "an input name that is not there": (
+        lambda: dt.explain(net(), images(), explain=("image",)), errors.InputError, ("image", "input")
+    ),
+    "a target past the classes": (
+        lambda: dt.explain(net(), images(), target=3), errors.TargetError, ("3", "classes|0 to 2")
+    ),
+    "a negative target past the classes": (
+        lambda: dt.explain(net(), images(), target=-4), errors.TargetError, ("-4", "classes|0 to 2")
+    ),
+    "one target of many past the classes": (
+        lambda: dt.explain(net(), images(), target=[0, 7]), errors.TargetError, ("7",)
+    ),
+    "too few targets": (
+        lambda: dt.explain(net(), images(3), target=[0, 1]), errors.TargetError, ("2", "3", "one .*per sample")
+    ),
+    "a seed of another shape": (
+        lambda: dt.explain(net(), images(), target=torch.ones(2, 5)), errors.TargetError, (r"\(2, 5\)", r"\(2, 3\)")
+    ),
+    "a contrast with a class that is not there": (
+        lambda: dt.explain(net(), images(), target=dt.contrast(0, 9)), errors.TargetError, ("9",)
+    ),
+    "log-odds of a class that is not there": (
+        lambda: dt.explain(net(), images(), target=dt.log_odds(9)), errors.TargetError, ("9",)
+    ),
+    "more of the top classes than there are": (
+        lambda: dt.explain(net(), images(), target=dt.top(5)), errors.TargetError, ("5", "3")
+    ),
+    "a box that excludes the input": (
+        lambda: dt.explain(net(), images(), composite=ZBox(-0.5, 0.5)), errors.DomainError, ("-1", "0.5", "bounds")
+    ),
+    "bounds that exclude the input": (
+        lambda: dt.explain(net(), images(), composite="deep-taylor", bounds=(0.0, 1.0)), errors.DomainError, ("bounds",)
+    ),
+    "a box above zero": (
+        lambda: dt.explain(net(), images() + 2, composite=ZBox(0.5, 4.0)), errors.DomainError, ("low", "0")
+    ),
+    "a box below zero": (
+        lambda: dt.explain(net(), images() - 2, composite=ZBox(-4.0, -0.5)), errors.DomainError, ("high", "0")
+    ),
+    "a misspelt composite": (
+        lambda: dt.explain(net(), images(), composite="epsilon-pluss"), errors.CompositeError, ("'epsilon-plus'",)
+    ),
+    "a space and a slip in a composite's name": (
+        lambda: dt.explain(net(), images(), composite="deep taylr"), errors.CompositeError, ("deep-taylor",)
+    ),
+    "alpha and beta that do not conserve": (
+        lambda: dt.explain(net(), images(), composite=AlphaBeta(2.0, -1.0)), errors.CompositeError, ("alpha - beta",)
+    ),
+    "an inner node that is not there": (
+        lambda: dt.explain(net(), images(), inner=("layer9",)), errors.DeepTaylorError, ("layer9",)
+    ),
+    "a branch on data": (lambda: dt.explain(Branches().eval(), images()), errors.TraceError, ("record=True",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_raises_our_own_error_that_names_the_cure(mistake: str) -> None:
+    call, error, words = MISTAKES[mistake]
+    with pytest.raises(error) as caught:
+        call()
+    assert isinstance(caught.value, errors.DeepTaylorError)
+    message = str(caught.value)
+    assert [word for word in words if not re.search(word, message, re.IGNORECASE)] == [], message
+
+
+def test_an_explainer_checks_the_batches_that_come_later_too() -> None:
+    explainer = dt.Explainer(net(), images(), composite="deep-taylor", bounds=(-1.0, 1.0))
+    explainer(images())
+    with pytest.raises(errors.DomainError):
+        explainer(3 * images())
+    with pytest.raises(errors.InputError, match=r"(?i)nan"):
+        explainer(with_nan(images(), float("nan")))
+    with pytest.raises(errors.InputError, match=r"(?i)empty batch"):
+        explainer(torch.zeros(0, 4))
+    with pytest.raises(errors.InputError, match="float64"):
+        explainer(images().double())
+
+
+def test_an_explainer_refuses_a_model_that_was_put_back_into_train_mode() -> None:
+    model = net()
+    explainer = dt.Explainer(model, images())
+    model.train()
+    with pytest.raises(errors.InputError, match=r"\.eval\(\)"):
+        explainer(images())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_an_error_with_the_node(value: float) -> None:
+    model = net()
+    with torch.no_grad():
+        model[2].weight[0, 0] = value
+    with pytest.raises(errors.DeepTaylorError) as caught:
+        dt.explain(model, images(), target=0)
+    assert re.search("(?i)nan|inf", str(caught.value))
+
+
+def test_relevance_that_overflows_is_an_error_with_the_line() -> None:
+    tiny = torch.tensor([[1e-200]], dtype=torch.float64)
+    x, seed = torch.tensor([[1e-120]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    with pytest.raises(errors.NonFiniteRelevance, match=r"test_bad_input\.py:\d+: .*nn\.functional\.linear"):
+        dt.explain(lambda x: nn.functional.linear(x, tiny), x, target=seed, composite=ZPlus())
+
+
+def test_relevance_that_explodes_is_a_warning_with_the_line() -> None:
+    difference = torch.tensor([[1.0, -1.0]])
+    with pytest.warns(errors.RelevanceWarning, match=r"test_bad_input\.py:\d+: .*nn\.functional\.linear"):
+        dt.explain(
+            lambda x: nn.functional.linear(x, difference), torch.tensor([[1.0, 1.0 - 1e-6]]), composite="epsilon"
+        )
+
+
+def test_an_operation_without_a_role_is_one_error_that_names_all_of_them() -> None:
+    with pytest.raises(errors.UnsupportedOp) as caught:
+        dt.explain(Sorts().eval(), torch.ones(2, 6))
+    nodes = caught.value.nodes
+    assert len(nodes) >= 2
+    assert len({node.line for node in nodes}) == 2
+    for node in nodes:
+        assert node.file.endswith("test_bad_input.py")
+        assert node.source.strip() in (
+            "y = torch.special.i0(x)",
+            "return torch.erfinv(y.sigmoid())",
+        )
+    message = str(caught.value)
+    assert "test_bad_input.py" in message
+    assert "declare" in message
+    for node in nodes:
+        assert f":{node.line}" in message
+        assert node.source.strip() in message
+
+
+def test_an_operation_without_a_role_is_named_with_its_module() -> None:
+    with pytest.raises(errors.UnsupportedOp) as caught:
+        dt.explain(nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.ReLU(), Sorts())).eval(), torch.ones(2, 6))
+    assert {node.module for node in caught.value.nodes} == {"1.1"}
+
+
+def test_a_complex_branch_is_refused_and_not_taken_for_a_constant() -> None:
+    with pytest.raises(errors.UnsupportedOp) as caught:
+        dt.explain(lambda x: x + torch.fft.fft(x).abs(), torch.ones(2, 6))
+    assert any("torch.fft.fft" in node.source for node in caught.value.nodes)
+
+
+def test_a_branch_on_data_is_quoted_and_can_be_recorded() -> None:
+    with pytest.raises(errors.TraceError) as caught:
+        dt.explain(Branches().eval(), images())
+    assert "if x.sum() > 0" in str(caught.value)
+    result = dt.explain(Branches().eval(), images(), record=True, composite=ZPlus())
+    assert result.relevance.shape == (2, 4)
+
+
+def test_every_error_is_caught_by_the_root_of_the_tree() -> None:
+    ours = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    ours = [error for error in ours if not issubclass(error, Warning)]
+    assert len(ours) >= 9
+    assert all(issubclass(error, errors.DeepTaylorError) for error in ours)
