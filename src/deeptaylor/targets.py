@@ -149,8 +149,8 @@ def _log_odds(index: int | None, output: Tensor) -> Seeds:
 def _seed(target: Tensor, output: Tensor) -> Seeds:
     if target.shape != output.shape:
         raise TargetError(
-            f"the seed has shape {tuple(target.shape)}, the output {tuple(output.shape)}; a floating target is the relevance "
-            "put at the output and must have its shape (class indices are integers: target.long())"
+            f"the seed has shape {tuple(target.shape)}, the output {tuple(output.shape)}; a floating target is the "
+            "relevance put at the output and must have its shape (class indices are integers: target.long())"
         )
     if not bool(torch.isfinite(target).all()):
         raise TargetError("the seed holds NaN or Inf")

@@ -228,10 +228,17 @@ def _plan(plans: Mapping[str, Any]) -> list[dict[str, Any]]:
             "source": short_source(row.source),
             "file": short_source(row.source).rpartition("/")[2],
             "role": row.role,
-            "rules": [rules[name].get(row.name, "") for name in plans],
+            "rules": [_breakable(rules[name].get(row.name, "")) for name in plans],
         }
         for row in rows.values()
     ]
+
+
+def _breakable(rule: str) -> Any:
+    """A rule's text that a narrow column may break where its arguments begin."""
+    from markupsafe import escape
+
+    return _trusted("(<wbr>".join(str(escape(part)) for part in rule.split("(")))
 
 
 def _plan_note(plans: Mapping[str, Any]) -> str:

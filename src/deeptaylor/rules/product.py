@@ -23,8 +23,8 @@ class ProductRule(Rule):
 class SignalTakesAll(ProductRule):
     """All relevance to the signal; gates, attention weights and denominators are held constant.
 
-    Root (0, gate). A factor is a gate where it comes from a sigmoid, softmax or 1/sqrt, and the other does not; a divisor
-    always is, and so are query and key. Where no factor is a gate, or all are, each gets an equal share (Uniform).
+    Root (0, gate). A factor is a gate where it comes from a sigmoid, softmax or 1/sqrt, and the other does not; a
+    divisor always is, and so are query and key. Where no factor is a gate, or all are, each gets an equal share.
     Arras et al. 2017; for attention, Ali et al. 2022.
     """
 
