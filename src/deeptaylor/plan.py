@@ -111,7 +111,8 @@ class Plan:
         """Values of parameters, constants and fixed nodes; drops every cache when a parameter has changed."""
         env: dict[str, Any] = {name: state[qualified].detach() for name, qualified in self.graph.parameters.items()}
         env |= self.graph.constants
-        prints = _fingerprint([state[qualified] for qualified in self.graph.parameters.values()])
+        held = [*(state[qualified] for qualified in self.graph.parameters.values()), *self.graph.constants.values()]
+        prints = _fingerprint(held)
         if self._held.get("prints") != prints:
             self._held.clear()
             self.caches.clear()
