@@ -51,6 +51,8 @@ class Op:
     """normalization: the same function with its statistics held constant."""
     gates: tuple[int, ...] = ()
     """product: positions of arguments that are gates wherever they come from."""
+    degree: int = 1
+    """product: the degree of its one argument (2 for a variance)."""
     first: bool = False
     """Of several outputs only the first carries relevance."""
     refuse: Callable[[Arguments], str] | None = None
@@ -231,6 +233,9 @@ declare("activation", aten.pow.Tensor_Scalar, at_zero=True)
 declare("product", aten.mul.Tensor, nonnegative="keep", single=SCALE)
 declare("product", aten.div.Tensor, single={0: SCALE, 1: HINGE}, gates=(1,))
 declare("product", aten.scaled_dot_product_attention.default, gates=(0, 1))
+
+declare("product", aten.var.correction, aten.var.dim, aten.var.default, degree=2, nonnegative=True)
+declare("product", aten.std.correction, aten.std.dim, aten.std.default, nonnegative=True)
 
 # --- normalization ---------------------------------------------------------
 for _op, _linearized in LINEARIZED.items():

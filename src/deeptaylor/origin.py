@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,14 +31,14 @@ def graph_of(model: Any, call: Call, head: Head | None, batch: int, record: bool
         if head is not None:
             raise InputError("a head needs the module: pass program.module() instead of the program")
         return canonize(_program_graph(model, call))
-    output = own_output(model, call, head)
+    output, state = own_output(model, call, head), live_state(model)
     if record:
-        graph = canonize(record_graph(model, call, head))
+        graph = record_graph(model, call, head)
     else:
         sizes = tuple((name, t.dtype, t.device, tuple(t.shape)) for name, t in call.tensors.items())
-        graph = kept(model, (call.signature(), sizes, head), lambda: canonize(trace(model, call, head, batch, known)))
-    prove(graph, call, live_state(model), output)
-    return graph
+        graph = kept(model, (call.signature(), sizes, head), lambda: trace(model, call, head, batch, known))
+    prove(graph, call, state, output)
+    return _proven_canonical(graph, call, state, output)
 
 
 @contextmanager
@@ -86,19 +87,48 @@ def _program_graph(program: Any, call: Call) -> Graph:
 
 
 def prove(graph: Graph, call: Call, state: Mapping[str, Tensor], output: Tensor) -> None:
-    """Proves the graph: its output must be the model's."""
-    ours = execute(graph, call.tensors, state)
-    scale = float(output.detach().abs().max()) if output.numel() else 0.0
-    tolerance = {torch.float64: 1e-9, torch.float32: 1e-3}.get(output.dtype, 5e-2) * max(scale, 1e-6)
-    off = (
-        float((ours - output).abs().max())
-        if ours.shape == output.shape and output.numel()
-        else float(ours.shape != output.shape)
-    )
-    if not off <= tolerance:
-        if not bool(torch.isfinite(output).all()):
-            raise InputError("the model's output is NaN or Inf on these inputs, so there is nothing to explain")
+    """Proves a traced graph: its output must be the model's."""
+    if not bool(torch.isfinite(output).all()):
+        raise InputError("the model's output is NaN or Inf on these inputs, so there is nothing to explain")
+    off = _distance(execute(graph, call.tensors, state), output)
+    if not off <= _tolerance(output.dtype):
         raise TraceError(
-            f"the traced graph's output differs from the model's by {off:.3g} (largest output {scale:.3g}). "
+            f"the traced graph's output differs from the model's by {off:.3g} of its largest value. "
             "Is the model deterministic? Otherwise please report this; record=True may help"
         )
+
+
+def _proven_canonical(graph: Graph, call: Call, state: Mapping[str, Tensor], output: Tensor) -> Graph:
+    """The canonical graph, whose output must be the same; where rounding hides that, the same in float64."""
+    canonical = canonize(graph)
+    off = _distance(execute(canonical, call.tensors, state), output)
+    if off <= _tolerance(output.dtype):
+        return canonical
+    wide = {name: t.double() if t.is_floating_point() else t for name, t in call.tensors.items()}
+    wide_state = {name: t.detach().double() if t.is_floating_point() else t for name, t in state.items()}
+    exact = _distance(*(execute(_in_float64(g), wide, wide_state) for g in (canonical, graph)))
+    if not exact <= 1e-6:
+        raise TraceError(
+            f"folding batch norms changed the output by {exact:.3g} of its largest value; please report this"
+        )
+    note = (
+        f"ill-conditioned on these inputs: the rounding of folded batch norms moves the output by {off:.2g} of its largest "
+        f"value in {output.dtype}, by {exact:.1g} in float64"
+    )
+    return replace(canonical, notes=(*canonical.notes, note))
+
+
+def _in_float64(graph: Graph) -> Graph:
+    constants = {name: t.double() if t.is_floating_point() else t for name, t in graph.constants.items()}
+    return replace(graph, constants=constants)
+
+
+def _distance(ours: Tensor, expected: Tensor) -> float:
+    """Largest difference, as a share of the largest expected value."""
+    if ours.shape != expected.shape:
+        return float("inf")
+    return float((ours - expected).abs().max() / expected.abs().max().clamp(min=1e-6)) if ours.numel() else 0.0
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return {torch.float64: 1e-9, torch.float32: 1e-3}.get(dtype, 5e-2)

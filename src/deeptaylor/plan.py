@@ -225,8 +225,13 @@ class _Facts:
             if len(leaves) == 1 and where <= set(op.form.data):
                 data = next(iter(where))
             else:  # the weight is data too (attention), or it alone is
-                op = Op("product") if len(leaves) > 1 else Op("sum", offset=True)
+                op = _filtered(schema, where) if len(leaves) > 1 else Op("sum", offset=True)
         return _Facts(op, tuple(leaves), tuple(sources), tuple(positions), arguments, data)
+
+
+def _filtered(schema: Sequence[str], where: set[str]) -> Op:
+    """A product of data and data-dependent weights: a filter made from the data is a gate, keys and queries are not."""
+    return Op("product", gates=(schema.index("weight"),) if "weight" in where else ())
 
 
 def _places(graph: Graph, facts: Mapping[str, _Facts]) -> dict[str, Place]:

@@ -33,13 +33,19 @@ class SignalTakesAll(ProductRule):
         s = relevance.over(step.z, step.z, 0.0)
         shares = dict(zip(receivers, step.vjp(s, only=receivers), strict=True))
         messages = tuple(
-            Relevance(shares[i] / len(receivers), product=True) if i in receivers else None for i in range(len(step.xs))
+            Relevance(shares[i] / _parts(step, len(receivers)), product=True) if i in receivers else None
+            for i in range(len(step.xs))
         )
         return Redistribution(messages, {"rule": lambda: relevance.total(step.z) - s * step.z})
 
     def receives(self, count: int, gates: tuple[int, ...]) -> tuple[int, ...]:
         signals = tuple(i for i in range(count) if i not in gates)
         return signals if signals and gates else tuple(range(count))
+
+
+def _parts(step: Step, receivers: int) -> int:
+    """How often Σ x·∂z counts z: once per receiving factor, and by the degree of each."""
+    return receivers * step.op.degree
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Uniform(ProductRule):
                 "use SignalTakesAll"
             )
         s = relevance.over(step.z, step.z, 0.0)
-        messages = tuple(Relevance(g / len(step.xs), product=True) for g in step.vjp(s))
+        messages = tuple(Relevance(g / _parts(step, len(step.xs)), product=True) for g in step.vjp(s))
         return Redistribution(messages, {"rule": lambda: relevance.total(step.z) - s * step.z})
 
 
