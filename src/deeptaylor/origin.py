@@ -112,8 +112,8 @@ def _proven_canonical(graph: Graph, call: Call, state: Mapping[str, Tensor], out
             f"folding batch norms changed the output by {exact:.3g} of its largest value; please report this"
         )
     note = (
-        f"ill-conditioned on these inputs: the rounding of folded batch norms moves the output by {off:.2g} of its largest "
-        f"value in {output.dtype}, by {exact:.1g} in float64"
+        f"ill-conditioned on these inputs: the rounding of folded batch norms moves the output by {off:.2g} of its "
+        f"largest value in {output.dtype}, by {exact:.1g} in float64"
     )
     return replace(canonical, notes=(*canonical.notes, note))
 

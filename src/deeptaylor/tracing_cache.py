@@ -11,13 +11,13 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .graph import Graph
 from .inputs import Model
 
 _GRAPHS: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Graph]]] = weakref.WeakKeyDictionary()
-_PLAIN = (bool, int, float, str, bytes, type(None), tuple, list)
+_PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 def kept(model: Model, key: Any, make: Callable[[], Graph]) -> Graph:
@@ -47,6 +47,11 @@ def _look(model: nn.Module) -> tuple[Any, ...]:
 
 
 def _print(value: Any) -> Any:
+    """Plain values by what they say (tracing may put equal copies in their place), others by identity, no tensors."""
+    if isinstance(value, Tensor):
+        return "tensor"
     if isinstance(value, dict):
-        return tuple((key, id(item)) for key, item in value.items() if not hasattr(item, "data_ptr"))
+        return tuple((key, _print(item)) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(_print(item) for item in value)
     return repr(value) if isinstance(value, _PLAIN) else id(value)
