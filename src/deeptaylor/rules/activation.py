@@ -30,8 +30,8 @@ class Secant(Rule):
         if not relevance.product:
             share = Relevance(zero).over(step.z, step.z, 0.0) * relevance.tensor
             return Redistribution((Relevance(relevance.tensor - share),), {"constant": lambda: share})
-        near = step.x.abs() < 1e-3
-        slope = torch.where(near, 1, (step.z - zero) / torch.where(near, 1, step.x))
+        slope: Tensor = torch.nan_to_num((step.z - zero) / step.x, nan=0.0)
+        near = (step.x.abs() < 1e-3) & (zero != 0)
         if bool(near.any()):  # the difference quotient loses its digits there: the tangent instead
             slope = torch.where(near, step.vjp(torch.ones_like(step.z))[0], slope)
         gap = step.z - zero - slope * step.x
@@ -45,5 +45,5 @@ class Secant(Rule):
             return relevance
         if step.op.rectifies and step.node.short == "relu":
             return Relevance(relevance.tensor * (step.z > 0), product=True)
-        slope: Tensor = torch.nan_to_num(step.z / step.x, nan=0.0)  # 0/0: an input of exactly 0 carries no relevance
+        slope = torch.nan_to_num(step.z / step.x, nan=0.0)  # 0/0: an input of exactly 0 carries no relevance
         return Relevance(slope * relevance.tensor, product=True)
