@@ -1,11 +1,12 @@
 """Affine operations as maps of input and weight: forward, transpose, and the two without a weight.
 
-Every rule for an affine layer needs only these four, with weights of its choice:
+Every rule for an affine layer needs only these five, with weights of its choice:
 
 * `forward(x, w)`    z_j = Σ_i w_ij x_i, without the bias
 * `transpose(s, w)`  Σ_j w_ij s_j
 * `spread(s)`        Σ_j s_j over the neurons j that i feeds: `transpose` with all weights 1, at no linear operation
 * `count()`          the number of inputs of each neuron (padding does not count)
+* `terms(x, units)`  w_ij x_i one by one, for a few chosen neurons j
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class Affine(ABC):
     @abstractmethod
     def count(self) -> Tensor: ...
 
+    @abstractmethod
+    def terms(self, x: Tensor, units: tuple[Tensor, ...]) -> Tensor:
+        """w_ij x_i of the neurons at the index `units` of z, shape (neurons, inputs of each); 0 where padding is read."""
+
 
 @dataclass(frozen=True)
 class Linear(Affine):
@@ -61,6 +66,10 @@ class Linear(Affine):
 
     def count(self) -> Tensor:
         return self.weight.new_full((1,), self.weight.shape[1])
+
+    def terms(self, x: Tensor, units: tuple[Tensor, ...]) -> Tensor:
+        *rows, out = units
+        return x[tuple(rows)] * self.weight[out]
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,9 @@ class LeftMatmul(Affine):
     def count(self) -> Tensor:
         return self.weight.new_full((1,), self.weight.shape[-1])
 
+    def terms(self, x: Tensor, units: tuple[Tensor, ...]) -> Tensor:
+        return _products(self.weight, x, units)
+
 
 @dataclass(frozen=True)
 class RightMatmul(Affine):
@@ -95,6 +107,17 @@ class RightMatmul(Affine):
 
     def count(self) -> Tensor:
         return self.weight.new_full((1,), self.weight.shape[-2])
+
+    def terms(self, x: Tensor, units: tuple[Tensor, ...]) -> Tensor:
+        return _products(x, self.weight, units)
+
+
+def _products(left: Tensor, right: Tensor, units: tuple[Tensor, ...]) -> Tensor:
+    """The products that `left @ right` sums, at the index `units`."""
+    *batch, row, column = units
+    axes = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    rows = left.expand(*axes, *left.shape[-2:])[(*batch, row)]
+    return rows * right.expand(*axes, *right.shape[-2:]).mT[(*batch, column)]
 
 
 @dataclass(frozen=True)
@@ -147,6 +170,28 @@ class Convolution(Affine):
                 out = (size[axis] + 2 * self.padding[axis] - span - 1) // self.stride[axis] + 1
             ones = move(ones, axis + 2, kernel, self.stride[axis], self.padding[axis], self.dilation[axis], out)
         return ones * (self.shape[1] // self.groups)
+
+    def terms(self, x: Tensor, units: tuple[Tensor, ...]) -> Tensor:
+        x = F.pad(x, self.before) if self.before else x
+        sample, out, *place = units
+        ins, outs = x.shape[1] // self.groups, self.weight.shape[1 if self.transposed else 0]
+        outs = outs if self.transposed else outs // self.groups
+        channels = (out // outs)[:, None] * ins + torch.arange(ins, device=x.device)  # (neurons, inputs of the group)
+        at, held = torch.zeros_like(out)[:, None], torch.ones_like(out, dtype=torch.bool)[:, None]
+        for axis, (kernel, size) in enumerate(zip(self._kernel(), x.shape[2:], strict=True)):
+            taps = torch.arange(kernel, device=x.device) * self.dilation[axis]
+            if self.transposed:
+                reached = place[axis][:, None] + self.padding[axis] - taps
+                where, inside = reached // self.stride[axis], reached % self.stride[axis] == 0
+            else:
+                where = place[axis][:, None] * self.stride[axis] - self.padding[axis] + taps
+                inside = torch.ones_like(where, dtype=torch.bool)
+            inside = inside & (where >= 0) & (where < size)
+            at = (at[:, :, None] * size + where.clamp(0, size - 1)[:, None]).flatten(1)
+            held = (held[:, :, None] & inside[:, None]).flatten(1)
+        values = x.flatten(2)[sample[:, None, None], channels[:, :, None], at[:, None]] * held[:, None]
+        weights = self.weight[channels, (out % outs)[:, None]] if self.transposed else self.weight[out]
+        return (values * weights.flatten(2)).flatten(1)
 
     def _kernel(self) -> tuple[int, ...]:
         return tuple(self.weight.shape[2:])

@@ -111,26 +111,43 @@ class Plan:
         """Values of parameters, constants and fixed nodes; drops every cache when a parameter has changed."""
         env: dict[str, Any] = {name: state[qualified].detach() for name, qualified in self.graph.parameters.items()}
         env |= self.graph.constants
-        held = [*(state[qualified] for qualified in self.graph.parameters.values()), *self.graph.constants.values()]
-        prints = _fingerprint(held)
-        if self._held.get("prints") != prints:
+        tensors = {name: env[name] for name in (*self.graph.parameters, *self.graph.constants)}
+        prints = _fingerprints({name: tensors[name] for name in self._relied_on()})
+        known = self._held.get("prints")
+        if known is None or any(known[name] != seen for name, seen in prints.items()):
             self._held.clear()
             self.caches.clear()
+            self._held["prints"] = _fingerprints(tensors)
             index = self.graph.index
             with torch.no_grad():
                 for name in self.fixed:
                     node = index[name]
                     env[name] = node.op(*lookup(node.args, env), **lookup(dict(node.kwargs), env))
-            self._held.update(prints=prints, values={name: env[name] for name in self.fixed})
+            self._held["values"] = {name: env[name] for name in self.fixed}
         return env | self._held["values"]
 
+    def _relied_on(self) -> set[str]:
+        """Parameters and constants that something kept between calls was computed from."""
+        used = [name for name, cache in self.caches.items() if cache.held]
+        waiting, found, index = [*self.fixed, *used], set[str](), self.graph.index
+        fixed = set(self.fixed)
+        while waiting:
+            for name in index[waiting.pop()].refs():
+                if name in index and name in fixed and name not in found:
+                    waiting.append(name)
+                found.add(name)
+        return found & {*self.graph.parameters, *self.graph.constants}
 
-def _fingerprint(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    """Changes when a parameter is replaced or written to, also behind autograd's back (`p.data.mul_(2)`)."""
-    known = [(t.data_ptr(), t.dtype, t.device, 0 if t.is_inference() else t._version) for t in tensors]
-    floating = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
-    values = torch.stack([_checksum(t).double() for t in floating]).tolist() if floating else []
-    return (*known, *values)
+
+def _fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+    """What changes when a tensor is replaced or written to, also behind autograd's back (`p.data.mul_(2)`)."""
+    floating = {name: t.detach() for name, t in tensors.items() if t.is_floating_point() and t.numel()}
+    sums = torch.stack([_checksum(t).double() for t in floating.values()]).tolist() if floating else []
+    sum_of = dict(zip(floating, sums, strict=True))
+    return {
+        name: (t.data_ptr(), t.dtype, t.device, 0 if t.is_inference() else t._version, sum_of.get(name))
+        for name, t in tensors.items()
+    }
 
 
 _ROW = 4096

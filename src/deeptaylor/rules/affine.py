@@ -140,22 +140,27 @@ class ZPlus(_ByConvention):
         return Rule.__str__(self)
 
 
+CANCELS = 1 / 8
+"""Positive contributions below this share of all lose digits in the difference; they are summed one by one."""
+ONE_BY_ONE = 8
+"""Up to so many products per unit of the layer are made one by one; beyond it, two operations for all units are cheaper."""
+
+
 def _positive_sum(step: Step) -> Tensor:
     """Σ_i (w_ij x_i)⁺ = (Σ_i |w_ij||x_i| + Σ_i w_ij x_i) / 2, at one linear operation.
 
-    Where that cancels to less than a thousandth, the two positive products are summed outright.
+    Where little is positive the sum cancels: there the positive contributions are added up themselves.
     """
     size = forward_of(step, Part(ABSOLUTE, SIZE))
     z = (size + forward_of(step, Part(IDENTITY, SAME))) / 2
-    resolution = torch.finfo(z.dtype).eps
-    z = torch.where(z <= 32 * resolution * size, 0, z)  # nothing positive but rounding
-    guard = 1e-3 if z.dtype != torch.float64 else 1e-6
-    uncertain = (z > 0) & (z < guard * size)
+    uncertain = z < CANCELS * size
     if step.rectified:  # elsewhere no relevance arrives
         uncertain &= step.z > 0
-    if bool(uncertain.any()):
-        z = total_of([forward_of(step, part) for part in _sides(step)[0]])
-    return z
+    units = uncertain.nonzero(as_tuple=True)
+    affine, few = affine_of(step), units[0].numel()
+    if few and few * max(128, int(affine.count().max())) > ONE_BY_ONE * z.numel():
+        return total_of([forward_of(step, part) for part in _sides(step)[0]])
+    return z.index_put(units, affine.terms(step.x, units).clamp(min=0).sum(-1)) if few else z
 
 
 @dataclass(frozen=True)
