@@ -12,8 +12,8 @@ from deeptaylor import ops
 SOURCE = Path(dt.__file__).parent
 # From the ground up; a module may import only what stands before it.
 ORDER = [
-    "_version", "errors", "graph", "inputs", "tracing_cache", "trace", "record", "affine", "forms", "ops", "canonize",
-    "origin", "step", "rules", "composites", "plan", "propagate", "ledger", "targets", "attribution", "explainer",
+    "_version", "errors", "graph", "inputs", "unwrap", "tracing_cache", "trace", "record", "affine", "forms", "ops", "canonize",
+    "origin", "step", "rules", "composites", "facts", "sources", "plan", "propagate", "ledger", "targets", "attribution", "explainer",
     "roots", "testing", "extend",
     "plots", "adapters", "report", "demo", "cli",
 ]  # fmt: skip

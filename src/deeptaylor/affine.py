@@ -48,7 +48,7 @@ class Affine(ABC):
 
     @abstractmethod
     def terms(self, x: Tensor, units: tuple[Tensor, ...]) -> Tensor:
-        """w_ij x_i of the neurons at the index `units` of z, shape (neurons, inputs of each); 0 where padding is read."""
+        """w_ij x_i of the neurons at the index `units` of z, shape (neurons, inputs of each); 0 in the padding."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,28 @@ class RightMatmul(Affine):
 
     def terms(self, x: Tensor, units: tuple[Tensor, ...]) -> Tensor:
         return _products(x, self.weight, units)
+
+
+@dataclass(frozen=True)
+class VectorProduct(Affine):
+    """z = Σ_i w_i x_i over one axis of x, `x @ w` or `w @ x` with w of one axis: z has no axis for neurons."""
+
+    axis: int
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x.movedim(self.axis, -1) @ weight
+
+    def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
+        return (s[..., None] * weight).movedim(-1, self.axis)
+
+    def spread(self, s: Tensor) -> Tensor:
+        return s[..., None].expand(*s.shape, self.weight.shape[0]).movedim(-1, self.axis)
+
+    def count(self) -> Tensor:
+        return self.weight.new_full((1,), self.weight.shape[0])
+
+    def terms(self, x: Tensor, units: tuple[Tensor, ...]) -> Tensor:
+        return x.movedim(self.axis, -1)[units] * self.weight
 
 
 def _products(left: Tensor, right: Tensor, units: tuple[Tensor, ...]) -> Tensor:

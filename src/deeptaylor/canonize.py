@@ -24,7 +24,53 @@ _FOLDABLE = (
 
 def canonize(graph: Graph) -> Graph:
     """All passes, in order."""
-    return fold_batch_norm(graph)
+    return fold_batch_norm(open_writes(split_moments(graph)))
+
+
+_MOMENTS: dict[Any, Any] = {
+    aten.var_mean.correction: aten.var.correction,
+    aten.var_mean.dim: aten.var.dim,
+    aten.std_mean.correction: aten.std.correction,
+    aten.std_mean.dim: aten.std.dim,
+}
+
+
+def split_moments(graph: Graph) -> Graph:
+    """`var_mean` and `std_mean` as two operations of one output each."""
+    moments = {node.name: node for node in graph if node.op in _MOMENTS}
+    if not moments:
+        return graph
+    nodes = []
+    for node in graph:
+        source = moments.get(node.args[0].name) if is_getitem(node) else None
+        if source is not None and node.args[1] == 0:
+            node = replace(node, op=_MOMENTS[source.op], args=source.args, kwargs=source.kwargs)
+        elif source is not None:
+            arguments = arguments_of(source.op, source.args, source.kwargs)
+            node = replace(
+                node, op=aten.mean.dim, args=(arguments["self"], arguments["dim"], arguments["keepdim"]), kwargs={}
+            )
+        if node.name not in moments:
+            nodes.append(node)
+    return replace(graph, nodes=tuple(nodes))
+
+
+def open_writes(graph: Graph) -> Graph:
+    """`copy` and `fill`, which slice assignments leave behind, as what they are: the source, broadcast."""
+    if not any(node.op in _WRITES for node in graph):
+        return graph
+    nodes = []
+    for node in graph:
+        if node.op in _WRITES:
+            onto, value = node.args[:2]
+            broadcast = replace(node, name=f"{node.name}_broadcast", op=aten.expand_as.default, args=(value, onto))
+            nodes += [broadcast, replace(node, op=aten.type_as.default, args=(Ref(broadcast.name), onto), kwargs={})]
+        else:
+            nodes.append(node)
+    return replace(graph, nodes=tuple(nodes))
+
+
+_WRITES = (aten.copy.default, aten.fill.Tensor)
 
 
 def fold_batch_norm(graph: Graph) -> Graph:

@@ -20,13 +20,17 @@ from .rules import (
     Flat,
     GeneralizedGamma,
     Gradient,
+    HeldConstant,
+    LRPZero,
     Move,
     PositiveProportional,
     Proportional,
+    ResidualGamma,
     Rule,
     Secant,
     SignalTakesAll,
     StatisticConstant,
+    Uniform,
     WinnerTakesAll,
     WSquare,
     ZBox,
@@ -52,6 +56,10 @@ class Place:
     """affine: its number, in the order in which the operations run."""
     has_convolution: bool = False
     """Whether it is a convolution."""
+    residual: bool = False
+    """sum: whether it adds to a value something computed from it."""
+    gate_kind: int = 0
+    """product: how its gates were told, 1 to 4, or 0; see `facts.Gates`."""
 
     @property
     def role(self) -> Role:
@@ -218,22 +226,62 @@ def epsilon_gamma_box(
     return _layered("epsilon-gamma-box", GeneralizedGamma(gamma), epsilon, ZBox(low, high), gamma=gamma)
 
 
+def _attention(name: str, products: Rule, *first_lines: tuple[Match, Rule], **settings: Any) -> Composite:
+    """Rules in product form for everything but gates and attention, which take `products`."""
+    lines = [*first_lines, (role("product"), products), (role("affine"), LRPZero()), (role("sum"), Proportional())]
+    return Composite(lines, name, settings=settings)
+
+
+def attn_lrp() -> Composite:
+    """AttnLRP (Achtibat et al. 2024): softmax expanded at x, equal shares in products, statistics held constant.
+
+    Every rule keeps the product form R = x·c, so this costs what a gradient costs, and divides by nothing small.
+    """
+    return _attention("attn-lrp", Uniform())
+
+
+def cp_lrp() -> Composite:
+    """CP-LRP (Ali et al. 2022): attention weights, gates and statistics held constant; the signal takes all."""
+    return _attention("cp-lrp", SignalTakesAll())
+
+
+def res_lrp(gamma: float = 1.0) -> Composite:
+    """ResLRP (Berend et al. 2026): `attn_lrp` with gamma at residual additions, where branches cancel."""
+    residual = (lambda place: place.residual, ResidualGamma(gamma))
+    return _attention("res-lrp", Uniform(), residual, gamma=gamma)
+
+
+def mamba_lrp() -> Composite:
+    """MambaLRP (Rezaei Jafari et al. 2024): what selects the state is held constant; its output gate takes half."""
+    halves = (lambda place: place.role == "product" and place.gate_kind == 2, Uniform())
+    return _attention("mamba-lrp", SignalTakesAll(readouts=True), halves)
+
+
 def gradient_times_input() -> Composite:
     """Every operation expanded at x: equals x · autograd's gradient."""
-    return Composite([(lambda place: True, Gradient())], "gradient-times-input")
+    return Composite([(op("detach"), HeldConstant()), (lambda place: True, Gradient())], "gradient-times-input")
 
 
 def auto(places: Sequence[Place] = (), bounds: tuple[Bound, Bound] | None = None) -> Composite:
-    """`epsilon-gamma-box` where there are convolutions, `epsilon` otherwise.
+    """Chooses by what the graph holds; the plan says what was chosen, and why.
 
-    On eight photos and EfficientNet-Lite0 it had the highest symmetric relevance gain of all presets, under two ways of
-    filling in (`benchmarks/auto_choice.py`). The plan says what was chosen, and why.
+    Convolutions: on eight photos and EfficientNet-Lite0, `epsilon-gamma-box` had the highest symmetric relevance gain
+    of all presets, under two ways of filling in (`benchmarks/auto_choice.py`).
     """
-    if any(place.has_convolution for place in places):
+    convolutions = sum(place.has_convolution for place in places)
+    dense = sum(place.role == "affine" for place in places) - convolutions
+    attends = any(place.role == "softmax" or place.op.attends for place in places)
+    scans = any(place.gate_kind == 4 for place in places)
+    if attends and dense >= convolutions:
+        chosen, why = attn_lrp(), "the graph has attention: softmax expanded at x, equal shares in products"
+    elif scans and dense >= convolutions:
+        chosen, why = mamba_lrp(), "the graph has selective states: what selects them is held constant"
+    elif convolutions:
         chosen = epsilon_gamma_box(*(bounds or ()))
         why = "the graph has convolutions: gamma there, z^B at the first layer, epsilon at dense layers"
     else:
-        chosen, why = epsilon(), "the graph has no convolutions: epsilon everywhere"
+        chosen = epsilon()
+        why = "the graph has neither convolutions nor attention: epsilon at dense layers, the signal takes all at gates"
     return Composite(chosen.lines, chosen.name, f"auto chose {chosen.name}: {why}", chosen.settings)
 
 
@@ -245,6 +293,10 @@ PRESETS: dict[str, Callable[..., Composite]] = {
     "epsilon-alpha2-beta1": epsilon_alpha2_beta1,
     "epsilon-alpha2-beta1-flat": epsilon_alpha2_beta1_flat,
     "epsilon-gamma-box": epsilon_gamma_box,
+    "attn-lrp": attn_lrp,
+    "cp-lrp": cp_lrp,
+    "res-lrp": res_lrp,
+    "mamba-lrp": mamba_lrp,
     "gradient-times-input": gradient_times_input,
     "auto": auto,
 }

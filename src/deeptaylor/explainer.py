@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from .propagate import Forward, backward, forward
 from .rules import Relevance, Rule
 from .targets import Seeds, Target, resolve
 from .trace import Head
+from .unwrap import default_explained, needed_arguments, unwrapped
 
 EXPLOSION = 1e4
 """Σ|R| of the inputs, as a multiple of the explained value's size, from which a warning names the nodes."""
@@ -57,7 +59,7 @@ class Explainer:
         bounds: tuple[Bound, Bound] | None = None,
         record: bool = False,
     ) -> None:
-        self.model, self.head, self.record = model, head, record
+        self.model, self.head, self.record = unwrapped(model), head, record
         self._wanted, self._bounds = explain, bounds
         self._composite = _composite(composite, bounds)
         self._plans: dict[Any, Plan] = {}
@@ -109,18 +111,23 @@ class Explainer:
             seeds = resolve(target, run.output)
             _check_output(run.output)
             if ledger and not self._books_batches(plan):
-                return self._one_by_one(call, target, inner)
+                result = self._one_by_one(call, target, inner)
+                _refuse_mixing(run.output, result.output)
+                return result
             return self._explain(plan, run, seeds, ledger, inner)
 
     def _call(self, inputs: Any, kwargs: Mapping[str, Any] | None) -> Call:
         check_model(self.model)
-        call = bind(self.model, inputs, kwargs)
-        check_inputs(self.model, call, explained_names(call, self._wanted))
+        call = bind(self.model, inputs, {**needed_arguments(self.model), **(kwargs or {})})
+        check_inputs(self.model, call, self._names(call))
         return call
+
+    def _names(self, call: Call) -> tuple[str, ...]:
+        return explained_names(call, self._wanted or default_explained(self.model, call))
 
     def _plan(self, call: Call) -> Plan:
         """The plan for inputs of these sizes, traced when first seen."""
-        explained = explained_names(call, self._wanted)
+        explained = self._names(call)
         batch = batch_size(call, explained)
         sizes = {name: (t.dtype, t.device, tuple(t.shape)) for name, t in call.tensors.items()}
         dynamic = {n: (d, v, ("N", *s[1:]) if s and s[0] == batch else s) for n, (d, v, s) in sizes.items()}
@@ -130,7 +137,7 @@ class Explainer:
                 return self._plans[key]
         with plain_torch():
             graph = graph_of(self.model, call, self.head, batch, self.record)
-            plan = make_plan(graph, explained, self._composite)
+            plan = make_plan(graph, {n: call.tensors[n].is_floating_point() for n in explained}, self._composite)
         self._plans[(call.signature(), tuple((dynamic if graph.dynamic_batch else sizes).items()))] = plan
         return plan
 
@@ -138,7 +145,7 @@ class Explainer:
         return can_batch([assignment.place.node for assignment in plan.assignments.values()])
 
     def _explain(self, plan: Plan, run: Forward, seeds: Seeds, ledger: bool, inner: Sequence[str]) -> Attribution:
-        batch = run.values[plan.explained[0]].shape[0]
+        batch = run.inputs[plan.explained[0]].shape[0]
         accounts: list[list[LedgerRow]] = []
         absorbed: list[Tensor] = []
         found: list[dict[str, Tensor]] = []
@@ -146,7 +153,11 @@ class Explainer:
         for seed in seeds.seeds:
             books = Bookkeeper(batch, single=batch == 1) if ledger else None
             relevance = backward(plan, run, seed, books)
-            found.append({name: _total(relevance, name, run) for name in (*plan.explained, *names.values())})
+            reached = {
+                source.name: source.gather(partial(_total, relevance, run), run.inputs[source.name])
+                for source in plan.sources
+            }
+            found.append(reached | {name: _total(relevance, run, name) for name in names.values()})
             if books is not None:
                 accounts.append(books.write())
                 absorbed.append(books.absorbed + torch.zeros(batch, dtype=torch.float64))
@@ -171,7 +182,7 @@ class Explainer:
 
     def _one_by_one(self, call: Call, target: Target, inner: Sequence[str]) -> Attribution:
         """Explains sample by sample: the only way to book a batch whose axis can't be told in some operation."""
-        explained = explained_names(call, self._wanted)
+        explained = self._names(call)
         batch = batch_size(call, explained)
         results = []
         for n in range(batch):
@@ -220,6 +231,16 @@ def _composite(composite: str | Composite | Rule, bounds: tuple[Bound, Bound] | 
     raise CompositeError(f"composite is a {type(composite).__name__}; pass a preset's name, a Composite or a rule")
 
 
+def _refuse_mixing(together: Tensor, alone: Tensor) -> None:
+    """Refuses a model whose output for a sample depends on the others: no account per sample is right."""
+    off = float((together - alone).abs().max() / together.abs().max().clamp(min=1e-6))
+    if off > 1e-2:
+        raise InputError(
+            f"the model mixes the samples of a batch: alone, they differ by {off:.2g} of the largest output; "
+            "explain them one by one, or without a ledger"
+        )
+
+
 def _check_output(output: Tensor) -> None:
     if not bool(torch.isfinite(output).all()):
         raise InputError("the model's output is NaN or Inf on these inputs, so there is nothing to explain")
@@ -246,7 +267,7 @@ def _inner_names(plan: Plan, wanted: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _total(relevance: Mapping[str, Any], name: str, run: Forward) -> Tensor:
+def _total(relevance: Mapping[str, Any], run: Forward, name: str) -> Tensor:
     """R of one value; zero where no relevance arrived."""
     arrived = relevance.get(name)
     value: Tensor = run.values[name]
@@ -283,7 +304,8 @@ def _ledger(
     seeds: Seeds, relevances: Mapping[str, Tensor], absorbed: list[Tensor], accounts: list[list[LedgerRow]]
 ) -> Ledger:
     several = seeds.explained.dim() == 2
-    inputs = sum(r.double().flatten(2 if several else 1).sum(-1) for r in relevances.values())
+    shape = seeds.explained.shape if several else seeds.explained.shape[:1]
+    inputs = sum(r.double().reshape(*shape, -1).sum(-1) for r in relevances.values())
     kept = torch.stack(absorbed, 1) if several else absorbed[0]
     return Ledger(
         seeds.explained.double(),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .affine import Affine, Convolution, LeftMatmul, Linear, RightMatmul
+from .affine import Affine, Convolution, LeftMatmul, Linear, RightMatmul, VectorProduct
 
 aten = torch.ops.aten
 Arguments = Mapping[str, Any]
@@ -43,6 +43,9 @@ def _linear(arguments: dict[str, Any], data: str) -> Affine:
 def _matmul(arguments: dict[str, Any], data: str) -> Affine:
     left: Tensor = arguments["self"]
     right: Tensor = arguments["other"] if "other" in arguments else arguments["mat2"]
+    if 1 in (left.dim(), right.dim()):
+        vector, matrix = (right, left) if data == "self" else (left, right)
+        return VectorProduct(vector, None, tuple(matrix.shape), axis=-1 if data == "self" else -2)
     if data != "self":
         return LeftMatmul(left, None, tuple(right.shape))
     if right.dim() == 2:

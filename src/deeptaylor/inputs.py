@@ -87,23 +87,29 @@ def _names(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> li
 
 
 def explained_names(call: Call, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of the inputs to be explained: those asked for, or every floating tensor."""
+    """Names of the inputs to be explained: those asked for, or every floating tensor, or else every tensor of ids."""
     floating = [name for name, tensor in call.tensors.items() if tensor.is_floating_point()]
+    ids = [name for name, tensor in call.tensors.items() if tensor.dtype in _IDS]
     if wanted is None:
-        if not floating:
+        if not floating and not ids:
             kinds = ", ".join(f"{name}: {tensor.dtype}" for name, tensor in call.tensors.items())
             raise InputError(
-                f"no floating tensor among the inputs ({kinds}), so there is nothing to explain; "
-                "convert images with x.float() / 255; for ids, explain the embedding by passing inputs_embeds"
+                f"neither a floating tensor nor ids among the inputs ({kinds}), so there is nothing to explain; "
+                "convert images with x.float() / 255"
             )
-        return tuple(floating)
+        return tuple(floating or ids)
     wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     for name in wanted:
         if name not in call.tensors:
             raise InputError(f"no tensor input is called {name!r}; the inputs are {', '.join(call.tensors)}")
-        if name not in floating:
-            raise InputError(f"input {name!r} is {call.tensors[name].dtype}; only floating tensors can be explained")
+        if name not in floating and name not in ids:
+            raise InputError(
+                f"input {name!r} is {call.tensors[name].dtype}; only floating tensors and ids can be explained"
+            )
     return wanted
+
+
+_IDS = (torch.int32, torch.int64)
 
 
 def batch_size(call: Call, explained: Sequence[str]) -> int:
@@ -129,6 +135,14 @@ def check_inputs(model: Model, call: Call, explained: Sequence[str]) -> None:
     """Refuses an empty batch, NaN or Inf, and tensors of another dtype or device than the model's parameters."""
     if batch_size(call, explained) == 0:
         raise InputError(f"empty batch: input {explained[0]!r} has shape {tuple(call.tensors[explained[0]].shape)}")
+    batch = batch_size(call, explained)
+    for name in explained:
+        shape = tuple(call.tensors[name].shape)
+        if not shape or shape[0] != batch:
+            raise InputError(
+                f"input {name!r} has shape {shape}, while {explained[0]!r} holds {batch} samples; give every sample "
+                f"its own, or leave it out: explain={tuple(n for n in explained if n != name)}"
+            )
     parameter = next((p for p in _parameters(model) if p.is_floating_point()), None)
     for name, tensor in call.tensors.items():
         if parameter is not None and tensor.device != parameter.device:
@@ -136,7 +150,7 @@ def check_inputs(model: Model, call: Call, explained: Sequence[str]) -> None:
                 f"input {name!r} is on {tensor.device}, the model's parameters on {parameter.device}; "
                 f"move one of them: {name}.to({str(parameter.device)!r})"
             )
-        if name not in explained:
+        if name not in explained or not tensor.is_floating_point():
             continue
         if (
             parameter is not None

@@ -122,7 +122,7 @@ def _arrived(step: Step, arrived: Any) -> float:
 
 def can_batch(nodes: list[Node]) -> bool:
     """Whether every node says which axis is the batch, so that a whole batch can be booked at once."""
-    return all(node.batch_dim is not None or not node.shape for node in nodes)
+    return all(node.batch_dim is not None for node in nodes)
 
 
 def merge(accounts: list[list[LedgerRow]]) -> tuple[LedgerRow, ...]:

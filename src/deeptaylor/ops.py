@@ -36,21 +36,29 @@ class Op:
     coefficients: Coefficients = "mixed"
     """sum: all coefficients ≥ 0 ("positive"), or each output made of one input ("single"), or anything."""
     offset: bool = False
-    """sum, rearrange: constants may be added, whose share is absorbed."""
+    """sum, rearrange, product: constants may be added, whose share is absorbed."""
     at_zero: bool = False
     """activation: phi(0) may differ from 0."""
     nonnegative: Sign = False
     """Whether the output is ≥ 0: always, where every input is ("keep"), or as a function of the arguments."""
     rectifies: bool = False
     """activation: 0 wherever its input is ≤ 0."""
-    gate: bool = False
-    """A bounded factor: in a product with a signal, the signal takes all relevance."""
+    gate: bool | Callable[[Arguments], bool] = False
+    """A bounded factor, such as a sigmoid: in a product with a signal, the signal takes all relevance."""
+    statistic: bool = False
+    """A gate that only scales, such as 1/sqrt: held constant by every rule for products."""
     form: Form | None = None
     """affine: how to read the operation's arguments as an `Affine`."""
     linearized: Callable[..., Any] | None = None
     """normalization: the same function with its statistics held constant."""
     gates: tuple[int, ...] = ()
     """product: positions of arguments that are gates wherever they come from."""
+    added: tuple[int, ...] = ()
+    """product: positions of arguments that are added to it, as a bias is."""
+    divides: bool = False
+    """product: the gates are divisors, so statistics."""
+    attends: bool = False
+    """product: fused attention; a softmax lies between query and key, and the output."""
     degree: int = 1
     """product: the degree of its one argument (2 for a variance)."""
     first: bool = False
@@ -60,6 +68,11 @@ class Op:
 
 
 OPS: dict[Any, Op] = {}
+OPENED = (
+    aten.var_mean.correction, aten.var_mean.dim, aten.std_mean.correction, aten.std_mean.dim,
+    aten.copy.default, aten.fill.Tensor,
+)  # fmt: skip
+"""Operations that `canonize` takes apart."""
 
 
 def declare(role: Role, *ops: Any, **properties: Any) -> None:
@@ -80,7 +93,7 @@ def declare(role: Role, *ops: Any, **properties: Any) -> None:
 
 def known(op: Any) -> bool:
     """Whether an operation has a role."""
-    return op in OPS or not isinstance(op, torch._ops.OpOverload)
+    return op in OPS or op in OPENED or not isinstance(op, torch._ops.OpOverload)
 
 
 def role_of(node: Node, carrying: tuple[int, ...]) -> Op | None:
@@ -106,6 +119,10 @@ def _active_dropout(arguments: Arguments) -> str:
     return "dropout is active: its training argument is True; pass self.training" if on else ""
 
 
+def _active_attention_dropout(arguments: Arguments) -> str:
+    return "dropout is active: pass dropout_p=self.p if self.training else 0.0" if arguments["dropout_p"] > 0 else ""
+
+
 def _training_norm(arguments: Arguments) -> str:
     return "batch statistics mix the samples of a batch; call model.eval()" if arguments.get("training") else ""
 
@@ -122,11 +139,12 @@ declare(
     aten.empty_like.default, aten.new_zeros.default, aten.new_ones.default, aten.new_full.default,
     aten.new_empty.default, aten.zeros.default, aten.ones.default, aten.full.default, aten.arange.default,
     aten.arange.start, aten.arange.start_step, aten.linspace.default, aten.eye.default, aten.scalar_tensor.default,
-    aten.lift_fresh_copy.default, aten.tensor.default,
+    aten.lift_fresh_copy.default, aten.tensor.default, aten.fill.Scalar,
 )  # fmt: skip
 
 # --- rearrange: moves with the values --------------------------------------
 declare("rearrange", operator.getitem, nonnegative="keep")
+declare("rearrange", aten.view_as_real.default, aten.view_as_complex.default, aten.real.default, aten.imag.default)
 declare(
     "rearrange",
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints,
@@ -157,14 +175,15 @@ declare(
 declare(
     "rearrange",
     aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, aten.max.default, aten.amax.default,
-    aten.min.default, aten.amin.default,
+    aten.min.default, aten.amin.default, aten.median.default,
     nonnegative="keep",
 )  # fmt: skip
 declare(
     "rearrange",
     aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default, aten.max_pool1d_with_indices.default,
     aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default,
-    aten.max.dim, aten.min.dim, aten.topk.default, aten.sort.default, aten.sort.stable,
+    aten.max.dim, aten.min.dim, aten.topk.default, aten.sort.default, aten.sort.stable, aten.median.dim,
+    aten.nanmedian.dim, aten.kthvalue.default, aten.mode.default, aten.cummax.default, aten.cummin.default,
     nonnegative="keep", first=True,
 )  # fmt: skip
 declare("rearrange", aten.cat.default, aten.stack.default, offset=True, nonnegative="keep")
@@ -173,11 +192,14 @@ declare(
     "rearrange",
     aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.masked_fill.Scalar,
     aten.masked_fill.Tensor, aten.select_scatter.default, aten.slice_scatter.default, aten.scatter.src,
-    aten.scatter.value, aten.index_put.default, aten.copy.default, aten.diagonal_scatter.default, aten.fill.Tensor,
-    aten.fill.Scalar,
+    aten.scatter.value, aten.index_put.default, aten.diagonal_scatter.default,
     offset=True,
 )  # fmt: skip
-declare("rearrange", aten.maximum.default, aten.minimum.default, aten.max.other, aten.min.other, single=HINGE)
+declare(
+    "rearrange",
+    aten.maximum.default, aten.minimum.default, aten.max.other, aten.min.other, aten.fmax.default, aten.fmin.default,
+    single=HINGE,
+)  # fmt: skip
 
 # --- sum: shared in proportion ---------------------------------------------
 declare("sum", aten.add.Tensor, coefficients="positive", nonnegative="keep", single=SHIFT)
@@ -199,6 +221,15 @@ declare(
     "sum",
     aten.upsample_bicubic2d.vec, aten.upsample_bicubic2d.default, aten._upsample_bicubic2d_aa.vec,
 )  # fmt: skip
+declare(
+    "sum",
+    aten.fft_fft.default, aten.fft_ifft.default, aten.fft_fft2.default, aten.fft_ifft2.default, aten.fft_fftn.default,
+    aten.fft_ifftn.default, aten.fft_rfft.default, aten.fft_irfft.default, aten.fft_rfft2.default,
+    aten.fft_irfft2.default, aten.fft_rfftn.default, aten.fft_irfftn.default, aten.fft_hfft.default,
+    aten.fft_ihfft.default, aten.fft_fftshift.default, aten.fft_ifftshift.default, aten._fft_r2c.default,
+    aten._fft_c2r.default, aten._fft_c2c.default, aten._conj.default, aten.conj_physical.default,
+    aten._conj_physical.default, aten.resolve_conj.default,
+)  # fmt: skip
 declare("sum", aten._native_batch_norm_legit_no_training.default, coefficients="single", offset=True, first=True)
 declare("sum", aten.batch_norm.default, coefficients="single", offset=True, refuse=_training_norm)
 
@@ -214,6 +245,7 @@ declare(
     aten.silu.default, aten.mish.default, aten.hardswish.default, aten.prelu.default, aten._prelu_kernel.default,
     aten.softshrink.default, aten.hardshrink.default, aten.sin.default, aten.sinh.default, aten.asinh.default,
     aten.atan.default, aten.erf.default, aten.tanh.default, aten.expm1.default, aten.log1p.default,
+    aten.tan.default, aten.frac.default, aten.asin.default, aten.atanh.default,
 )  # fmt: skip
 declare(
     "activation", aten.rrelu.default, refuse=lambda arguments: _active_dropout(arguments).replace("dropout", "rrelu")
@@ -221,21 +253,42 @@ declare(
 declare("activation", aten.abs.default, aten.square.default, nonnegative=True)
 declare("activation", aten.sqrt.default, nonnegative=True)
 declare("activation", aten.sigmoid.default, aten.hardsigmoid.default, at_zero=True, nonnegative=True, gate=True)
-declare("activation", aten.exp.default, aten.softplus.default, at_zero=True, nonnegative=True)
-declare("activation", aten.rsqrt.default, aten.reciprocal.default, at_zero=True, gate=True)
-declare("activation", aten.log.default, aten.log_sigmoid.default, aten.cos.default, aten.cosh.default, at_zero=True)
+declare("activation", aten.exp.default, aten.softplus.default, at_zero=True, nonnegative=True, gate=True)
+declare("activation", aten.rsqrt.default, aten.reciprocal.default, at_zero=True, gate=True, statistic=True)
+declare("activation", aten.exp2.default, aten.pow.Scalar, at_zero=True, nonnegative=True, gate=True)
+declare(
+    "activation",
+    aten.log.default, aten.log2.default, aten.log10.default, aten.log_sigmoid.default, aten.cos.default,
+    aten.cosh.default, aten.acos.default, aten.acosh.default, aten.erfc.default, aten.sinc.default,
+    at_zero=True,
+)  # fmt: skip
 declare("activation", aten.hardtanh.default, at_zero=True, nonnegative=_at_least_zero("min_val"))
 declare("activation", aten.clamp.default, aten.clamp_min.default, at_zero=True, nonnegative=_at_least_zero("min"))
 declare("activation", aten.clamp_max.default, aten.threshold.default, at_zero=True)
-declare("activation", aten.pow.Tensor_Scalar, at_zero=True)
+declare(
+    "activation", aten.pow.Tensor_Scalar,
+    at_zero=True, gate=lambda arguments: arguments["exponent"] < 0, statistic=True,
+)  # fmt: skip
 
 # --- product: two data tensors ---------------------------------------------
 declare("product", aten.mul.Tensor, nonnegative="keep", single=SCALE)
-declare("product", aten.div.Tensor, single={0: SCALE, 1: HINGE}, gates=(1,))
-declare("product", aten.scaled_dot_product_attention.default, gates=(0, 1))
+declare(
+    "product",
+    aten.pow.Tensor_Tensor,
+    single=HINGE, refuse=lambda arguments: "base and exponent both depend on the inputs",
+)  # fmt: skip
+declare("product", aten.div.Tensor, single={0: SCALE, 1: HINGE}, gates=(1,), divides=True)
+declare(
+    "product",
+    aten.scaled_dot_product_attention.default,
+    gates=(0, 1, 3),
+    attends=True,
+    refuse=_active_attention_dropout,
+)
 
 declare("product", aten.var.correction, aten.var.dim, aten.var.default, degree=2, nonnegative=True)
 declare("product", aten.std.correction, aten.std.dim, aten.std.default, nonnegative=True)
+declare("product", aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, aten.norm.Scalar, nonnegative=True)
 
 # --- normalization ---------------------------------------------------------
 for _op, _linearized in LINEARIZED.items():
@@ -243,4 +296,4 @@ for _op, _linearized in LINEARIZED.items():
 
 # --- softmax ---------------------------------------------------------------
 declare("softmax", aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, nonnegative=True, gate=True)
-declare("softmax", aten.log_softmax.int, aten._log_softmax.default)
+declare("softmax", aten.log_softmax.int, aten._log_softmax.default, aten.logsumexp.default)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .canonize import canonize
-from .errors import InputError, TraceError
+from .errors import InputError, TraceError, describe
 from .graph import Graph, execute
 from .inputs import Call, Model
 from .ops import known
@@ -33,12 +33,40 @@ def graph_of(model: Any, call: Call, head: Head | None, batch: int, record: bool
         return canonize(_program_graph(model, call))
     output, state = own_output(model, call, head), live_state(model)
     if record:
-        graph = record_graph(model, call, head)
+        graph = record_graph(model, call, head, known)
     else:
         sizes = tuple((name, t.dtype, t.device, tuple(t.shape)) for name, t in call.tensors.items())
-        graph = kept(model, (call.signature(), sizes, head), lambda: trace(model, call, head, batch, known))
+        graph = kept(model, (call.signature(), sizes, head), lambda: _traced(model, call, head, batch, state))
+    _refuse_chance(graph)
     prove(graph, call, state, output)
     return _proven_canonical(graph, call, state, output)
+
+
+def _traced(model: Any, call: Call, head: Head | None, batch: int, state: Mapping[str, Tensor]) -> Graph:
+    """A trace; with the batch size fixed where the trace does not hold for another one."""
+    graph = trace(model, call, head, batch, known)
+    if not graph.dynamic_batch or _holds_for_more(graph, model, call, head, batch, state):
+        return graph
+    return trace(model, call, head, batch, known, dynamic=False)
+
+
+def _holds_for_more(
+    graph: Graph, model: Any, call: Call, head: Head | None, batch: int, state: Mapping[str, Tensor]
+) -> bool:
+    """Whether a graph's output is the model's also for one sample more than it was traced with."""
+    more = {
+        name: torch.cat([t, t, t[:1]][batch > 1 :]) if t.dim() and t.shape[0] == batch else t
+        for name, t in call.tensors.items()
+    }
+    wider = Call(more, call.leaves, call.spec)
+    try:
+        output = own_output(model, wider, head)
+    except InputError:  # the model itself takes no other batch
+        return False
+    try:
+        return _distance(execute(graph, more, state), output) <= _tolerance(output.dtype)
+    except (RuntimeError, IndexError):
+        return False
 
 
 @contextmanager
@@ -60,9 +88,9 @@ def live_state(model: Any) -> dict[str, Tensor]:
 def own_output(model: Model, call: Call, head: Head | None) -> Tensor:
     """The model's own output, without touching the random state."""
     devices = sorted({t.device.index or 0 for t in call.tensors.values() if t.device.type == "cuda"})
-    with torch.random.fork_rng(devices), torch.no_grad():
+    with torch.random.fork_rng(devices), torch.no_grad(), _buffers_kept(model):
         try:
-            return Caller(model, call, head)(*call.tensors.values())
+            return Caller(model, call, head)(*(t.clone() for t in call.tensors.values()))
         except InputError:
             raise
         except Exception as error:
@@ -70,6 +98,19 @@ def own_output(model: Model, call: Call, head: Head | None) -> Tensor:
             raise InputError(
                 f"the model can't be called with these inputs ({shapes}): {type(error).__name__}: {error}"
             ) from error
+
+
+@contextmanager
+def _buffers_kept(model: Model) -> Iterator[None]:
+    """Puts back what a forward pass writes into buffers."""
+    buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
+    before = [(buffer, buffer._version, buffer.clone()) for buffer in buffers if not buffer.is_inference()]
+    try:
+        yield
+    finally:
+        for buffer, version, values in before:
+            if buffer._version != version:
+                buffer.copy_(values)
 
 
 def _program_graph(program: Any, call: Call) -> Graph:
@@ -84,6 +125,17 @@ def _program_graph(program: Any, call: Call) -> Graph:
     with quiet():
         program = program.run_decompositions({})
     return from_program(program, tuple(call.tensors))
+
+
+def _refuse_chance(graph: Graph) -> None:
+    """Refuses a model whose forward pass draws random numbers: no graph has its output."""
+    for node in graph:
+        tags = getattr(node.op, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags and not known(node.op):
+            raise TraceError(
+                f"the model draws random numbers ({node.kind}), so there is no one output to explain:\n    "
+                f"{describe(node)}\nDraw them outside and pass them in, or switch that off in eval mode"
+            )
 
 
 def prove(graph: Graph, call: Call, state: Mapping[str, Tensor], output: Tensor) -> None:
@@ -101,6 +153,8 @@ def prove(graph: Graph, call: Call, state: Mapping[str, Tensor], output: Tensor)
 def _proven_canonical(graph: Graph, call: Call, state: Mapping[str, Tensor], output: Tensor) -> Graph:
     """The canonical graph, whose output must be the same; where rounding hides that, the same in float64."""
     canonical = canonize(graph)
+    if canonical is graph:
+        return graph
     off = _distance(execute(canonical, call.tensors, state), output)
     if off <= _tolerance(output.dtype):
         return canonical

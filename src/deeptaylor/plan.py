@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from .composites import Chooser, Composite, Place
 from .errors import InputError, UnsupportedOp
-from .forms import Arguments, arguments_of
-from .graph import Graph, Node, Ref, is_getitem, lookup
-from .ops import OPS, SCALE, Op, role_of
+from .facts import Facts, Gates, facts_of, nonnegative
+from .graph import Graph, Node, is_getitem, lookup
 from .rules import Rule
-from .step import Cache
+from .sources import Source, find_sources
+from .step import NO_FACTORS, Cache, Factors
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,11 @@ class Assignment:
     """affine: the name of the argument that is the data."""
     nonnegative: bool = False
     rectified: bool = False
-    gates: tuple[int, ...] = ()
+    batch_axis: int = 0
+    """Of the first argument that carries relevance."""
+    steady: bool = True
+    """Whether everything else among the arguments is the same in every call."""
+    factors: Factors = NO_FACTORS
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,19 @@ class Plan:
     """A graph whose every operation on the way of relevance has a rule."""
 
     graph: Graph
-    explained: tuple[str, ...]
+    sources: tuple[Source, ...]
+    """The explained inputs."""
     composite: Composite
     assignments: Mapping[str, Assignment]
     fixed: tuple[str, ...]
     """Nodes that depend on no input: computed once, until a parameter changes."""
     caches: dict[str, Cache] = field(default_factory=dict)
     _held: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def explained(self) -> tuple[str, ...]:
+        """Names of the explained inputs."""
+        return tuple(source.name for source in self.sources)
 
     @cached_property
     def table(self) -> PlanTable:
@@ -164,38 +173,28 @@ def _checksum(values: Tensor) -> Tensor:
     return (sums * order).sum() + (rest * weights[: rest.numel()]).sum()
 
 
-def make_plan(graph: Graph, explained: Sequence[str], composite: Composite | Chooser) -> Plan:
+def make_plan(graph: Graph, explained: Mapping[str, bool], composite: Composite | Chooser) -> Plan:
     """Assigns a rule to every operation that relevance passes.
 
     Args:
         graph: a canonical graph.
-        explained: names of the inputs that relevance is sent to.
+        explained: names of the inputs that relevance is sent to, and whether each is floating (or holds ids).
         composite: what gives each its rule, or makes the composite once the operations are known.
 
     Raises:
         UnsupportedOp: operations without a role, all of them at once.
         InputError: the output does not depend on the explained inputs.
     """
-    carrying = _carrying(graph, explained)
-    if graph.output.name not in carrying:
+    sources = find_sources(graph, explained)
+    facts = facts_of(graph, [node for source in sources for node in source.nodes])
+    if graph.output.name not in facts and graph.output.name not in explained:
         raise InputError(f"the output does not depend on the explained inputs ({', '.join(explained)})")
-    facts = {node.name: _Facts.of(node, carrying) for node in graph if node.name in carrying}
-    places = _places(graph, facts)
+    gates = Gates(facts)
+    places = _places(graph, facts, gates)
     if not isinstance(composite, Composite):
         composite = composite(list(places.values()))
-    nonnegative = _nonnegative(graph, facts)
-    assignments = _assign(graph, facts, places, nonnegative, composite)
-    return Plan(graph, tuple(explained), composite, assignments, _fixed(graph))
-
-
-def _carrying(graph: Graph, explained: Sequence[str]) -> set[str]:
-    """Names of floating values that depend on an explained input."""
-    carrying = set(explained)
-    for node in graph:
-        op = OPS.get(node.op)
-        if node.floating and (op is None or op.role != "constant") and any(name in carrying for name in node.refs()):
-            carrying.add(node.name)
-    return carrying
+    assignments = _assign(graph, facts, places, gates, composite)
+    return Plan(graph, sources, composite, assignments, _fixed(graph))
 
 
 def _fixed(graph: Graph) -> tuple[str, ...]:
@@ -208,50 +207,7 @@ def _fixed(graph: Graph) -> tuple[str, ...]:
     return tuple(fixed)
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What a node's arguments say of it."""
-
-    op: Op | None
-    leaves: tuple[int, ...]
-    """Leaves that carry relevance."""
-    sources: tuple[str, ...]
-    """The nodes that these leaves are, in the same order."""
-    positions: tuple[int, ...]
-    """The arguments, by position in the schema, that these leaves belong to."""
-    arguments: Arguments
-    data: str = ""
-
-    @staticmethod
-    def of(node: Node, carrying: set[str]) -> _Facts:
-        paths = pytree.tree_flatten_with_path((node.args, dict(node.kwargs)))[0]
-        arguments = arguments_of(node.op, node.args, node.kwargs)
-        names = list(arguments)
-        schema = [a.name for a in node.op._schema.arguments] if isinstance(node.op, torch._ops.OpOverload) else names
-        leaves, sources, positions = [], [], []
-        for number, (path, leaf) in enumerate(cast(list[tuple[Any, Any]], paths)):
-            if isinstance(leaf, Ref) and leaf.name in carrying:
-                leaves.append(number)
-                sources.append(leaf.name)
-                key = path[1]
-                positions.append(key.idx if path[0].idx == 0 else schema.index(key.key))
-        op = role_of(node, tuple(dict.fromkeys(positions)) if len(leaves) == len(set(positions)) else tuple(positions))
-        data = ""
-        if op is not None and op.form is not None:
-            where = {schema[position] for position in positions}
-            if len(leaves) == 1 and where <= set(op.form.data):
-                data = next(iter(where))
-            else:  # the weight is data too (attention), or it alone is
-                op = _filtered(schema, where) if len(leaves) > 1 else Op("sum", offset=True)
-        return _Facts(op, tuple(leaves), tuple(sources), tuple(positions), arguments, data)
-
-
-def _filtered(schema: Sequence[str], where: set[str]) -> Op:
-    """A product of data and data-dependent weights: a filter made from the data is a gate, keys and queries are not."""
-    return Op("product", gates=(schema.index("weight"),) if "weight" in where else ())
-
-
-def _places(graph: Graph, facts: Mapping[str, _Facts]) -> dict[str, Place]:
+def _places(graph: Graph, facts: Mapping[str, Facts], gates: Gates) -> dict[str, Place]:
     affine = [name for name, fact in facts.items() if fact.op is not None and fact.op.role == "affine"]
     before: set[str] = set()
     after: set[str] = set()
@@ -273,30 +229,17 @@ def _places(graph: Graph, facts: Mapping[str, _Facts]) -> dict[str, Place]:
             last=is_affine and name not in after,
             index=affine.index(name) if is_affine else None,
             has_convolution=is_affine and "conv" in graph[name].short,
+            residual=gates.residual(name),
+            gate_kind=gates.of(name)[2],
         )
     return places
 
 
-def _nonnegative(graph: Graph, facts: Mapping[str, _Facts]) -> set[str]:
-    """Names of values that are ≥ 0 whatever the input."""
-    found: set[str] = set()
-    for name, fact in facts.items():
-        if fact.op is None:
-            continue
-        sign = fact.op.nonnegative
-        sign = sign(fact.arguments) if callable(sign) else sign
-        others = [
-            ref for ref in graph[name].refs() if ref not in facts and (ref not in graph.index or graph[ref].floating)
-        ]
-        if sign is True or (sign == "keep" and not others and all(source in found for source in fact.sources)):
-            found.add(name)
-    return found
-
-
 def _assign(
-    graph: Graph, facts: Mapping[str, _Facts], places: Mapping[str, Place], nonnegative: set[str], composite: Composite
+    graph: Graph, facts: Mapping[str, Facts], places: Mapping[str, Place], gates: Gates, composite: Composite
 ) -> dict[str, Assignment]:
-    users = graph.users()
+    users, positive = graph.users(), nonnegative(graph, facts)
+    steady = {*_fixed(graph), *graph.parameters, *graph.constants}
     wanted, assignments = {graph.output.name}, {}
     refused: list[Node] = []
     reasons: list[str] = []
@@ -312,11 +255,9 @@ def _assign(
             continue
         place = places[name]
         rule = composite.rule_for(place)
-        gates = tuple(
-            i for i, source in enumerate(fact.sources) if fact.positions[i] in fact.op.gates or _is_gate(source, facts)
-        )
-        gates = gates if fact.op.role == "product" else ()
-        receives = rule.receives(len(fact.sources), gates)
+        found, statistics, kind = gates.of(name)
+        factors = Factors(fact.positions, found, statistics, kind)
+        receives = rule.receives(len(fact.sources), factors)
         readers = users.get(name, [])
         assignments[name] = Assignment(
             place,
@@ -324,9 +265,11 @@ def _assign(
             fact.leaves,
             receives,
             fact.data,
-            nonnegative=all(source in nonnegative for source in fact.sources),
+            nonnegative=all(source in positive for source in fact.sources),
             rectified=bool(readers) and all(_rectifies(facts.get(reader.name)) for reader in readers),
-            gates=gates,
+            batch_axis=(graph[fact.sources[0]].batch_dim or 0) if fact.sources[0] in graph.index else 0,
+            steady=all(ref in fact.sources or ref in steady for ref in node.refs()),
+            factors=factors,
         )
         wanted.update(fact.sources[i] for i in receives)
     if refused:
@@ -334,14 +277,5 @@ def _assign(
     return assignments
 
 
-def _rectifies(fact: _Facts | None) -> bool:
+def _rectifies(fact: Facts | None) -> bool:
     return fact is not None and fact.op is not None and fact.op.rectifies
-
-
-def _is_gate(name: str, facts: Mapping[str, _Facts]) -> bool:
-    """Whether a value is a bounded factor: a sigmoid, softmax or 1/sqrt, moved or scaled by a constant at most."""
-    fact = facts.get(name)
-    if fact is None or fact.op is None:
-        return False
-    passes = fact.op.role == "rearrange" or fact.op == SCALE
-    return fact.op.gate or (passes and all(_is_gate(source, facts) for source in fact.sources))

@@ -20,6 +20,7 @@ from .rules.rearrange import Move
 from .step import Cache, Step
 
 HALF = (torch.float16, torch.bfloat16)
+NARROW = (*HALF, torch.float32)
 Observer = Callable[[Step, Any, Redistribution], None]
 """Called after every step with (step, relevance of its output, what the rule did)."""
 
@@ -30,14 +31,17 @@ class Forward:
 
     steps: Mapping[str, Step]
     values: Mapping[str, Any]
-    """By name: the explained inputs and the outputs of all steps."""
+    """By name: the explained inputs (or the embeddings of their ids) and the outputs of all steps."""
     output: Tensor
+    inputs: Mapping[str, Tensor]
+    """The explained inputs."""
 
 
 def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor]) -> Forward:
     """Runs the graph, keeping a `Step` of every operation that relevance will pass."""
     env = plan.constants(state) | dict(inputs)
     fixed = set(plan.fixed)
+    origins = {node for source in plan.sources for node in source.nodes}
     last_use = {name: i for i, node in enumerate(plan.graph) for name in node.refs()}
     steps: dict[str, Step] = {}
     picked: dict[str, Tensor] = {}
@@ -45,29 +49,40 @@ def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor]) 
         for i, node in enumerate(plan.graph):
             if node.name in fixed:
                 continue
-            args, kwargs = lookup(node.args, env), lookup(dict(node.kwargs), env)
+            args, kwargs = _as_wide(lookup(node.args, env), lookup(dict(node.kwargs), env))
             assignment = plan.assignments.get(node.name)
             if assignment is None or is_getitem(node):
                 env[node.name] = node.op(*args, **kwargs)
-                if assignment is not None:
+                if assignment is not None or node.name in origins:
                     picked[node.name] = _wide(env[node.name])
             else:
-                cache = plan.caches.setdefault(node.name, Cache())
+                cache = plan.caches.setdefault(node.name, Cache()) if assignment.steady else Cache()
                 steps[node.name], env[node.name] = _step(node, assignment, args, kwargs, cache)
             for name in set(node.refs()):
                 if last_use[name] == i and name != plan.graph.output.name:
                     del env[name]
     output = env[plan.graph.output.name]
-    values = (
-        picked | {name: step.z for name, step in steps.items()} | {name: _wide(inputs[name]) for name in plan.explained}
-    )
-    return Forward(steps, values, output)
+    explained = {name: inputs[name] for name in plan.explained}
+    values = picked | {name: step.z for name, step in steps.items()} | {n: _wide(x) for n, x in explained.items()}
+    return Forward(steps, values, output, explained)
+
+
+def _as_wide(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Arguments that do not narrow float64: a cast to float32 would leave the ledger open by its rounding."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    if any(isinstance(leaf, torch.dtype) for leaf in leaves) and any(
+        isinstance(leaf, Tensor) and leaf.dtype == torch.float64 for leaf in leaves
+    ):
+        leaves = [torch.float64 if isinstance(leaf, torch.dtype) and leaf in NARROW else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+    return args, kwargs
 
 
 def _step(node: Node, assignment: Assignment, args: Any, kwargs: Any, cache: Cache) -> tuple[Step, Any]:
     """The step of one operation, and the value that it passes on."""
     op = assignment.place.op
     leaves, spec = pytree.tree_flatten((args, kwargs))
+    further: list[Any] = []
     half = any(isinstance(leaf, Tensor) and leaf.dtype in HALF for leaf in leaves)
     value = node.op(*args, **kwargs) if half or op.role == "affine" else None
     leaves = [_wide(leaf) for leaf in leaves]  # relevance is carried in float32 at least
@@ -79,7 +94,10 @@ def _step(node: Node, assignment: Assignment, args: Any, kwargs: Any, cache: Cac
                 filled[leaf] = x
             filled_args, filled_kwargs = pytree.tree_unflatten(filled, spec)
             result = operation(*filled_args, **filled_kwargs)
-            return result[0] if op.first else result
+            if not op.first:
+                return result
+            further[:] = result[1:]
+            return result[0]
 
         return function
 
@@ -90,7 +108,8 @@ def _step(node: Node, assignment: Assignment, args: Any, kwargs: Any, cache: Cac
     known: dict[str, Any] = {
         "nonnegative": assignment.nonnegative,
         "rectified": assignment.rectified,
-        "gates": assignment.gates,
+        "batch_axis": assignment.batch_axis,
+        "factors": assignment.factors,
         "cache": cache,
     }
     if op.form is not None:
@@ -105,7 +124,7 @@ def _step(node: Node, assignment: Assignment, args: Any, kwargs: Any, cache: Cac
     step = Step(node, op, function, xs, z, linearized=linearized, memo=memo, **known)
     if value is not None:
         return step, value
-    return step, (z,) if op.first else z
+    return step, (z, *further) if op.first else z
 
 
 def _wide(value: Any) -> Any:

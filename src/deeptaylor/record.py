@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,28 +20,30 @@ from .trace import Caller, Head, user_frame
 aten = torch.ops.aten
 
 
-def record(model: Model, call: Call, head: Head | None) -> Graph:
-    """The operations that `model` runs on this very input, as a graph of that path.
+def record(model: Model, call: Call, head: Head | None, known: Callable[[Any], bool]) -> Graph:
+    """The operations that `model` runs on this very input, as a graph of that path; `known` tells those with a role.
 
     Raises:
         TraceError: the model writes into a tensor that others share memory with, which a graph can't tell.
     """
     caller = Caller(model, call, head)
-    tape = _Tape(model)
+    tape = _Tape(model, known)
     with torch.inference_mode(), torch.random.fork_rng(), _without_fast_path():
         inputs = {name: tensor.clone() for name, tensor in call.tensors.items()}
         for name, tensor in inputs.items():
             tape.names[id(tensor)] = name
+            tape.moving.add(name)
             tape.keep.append(tensor)
         with tape:
             output = caller(*inputs.values())
     if id(output) not in tape.names:
         raise InputError("the model's output does not depend on its inputs")
+    constants = {name: tensor.clone() for name, tensor in tape.constants.items()}  # no longer inference tensors
     return Graph(
         nodes=tuple(tape.nodes),
         inputs=tuple(call.tensors),
         parameters=tape.parameters,
-        constants=tape.constants,
+        constants=constants,
         output=Ref(tape.names[id(output)]),
         frontend="record",
         notes=("recorded: this graph holds for inputs that take the same path through the model",),
@@ -62,11 +64,14 @@ class _without_fast_path:
 class _Tape(TorchDispatchMode):
     """Writes down every operation that runs, with its arguments by name."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, known: Callable[[Any], bool]) -> None:
         super().__init__()
+        self.known = known
         self.nodes: list[Node] = []
         self.names: dict[int, str] = {}
         self.keep: list[Any] = []  # ids stay unique only while their objects live
+        self.moving: set[str] = set()
+        """Names of values that depend on the inputs."""
         self.parameters: dict[str, str] = {}
         self.constants: dict[str, Tensor] = {}
         self.shared: dict[int, str] = {}
@@ -75,6 +80,12 @@ class _Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = dict(kwargs or {})
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        moving = any(self.names.get(id(tensor)) in self.moving for tensor in tensors)
+        if moving and not self.known(_functional(func)[0]):
+            opened = self._open(func, args, kwargs)
+            if opened is not NotImplemented:
+                return opened
         refs = pytree.tree_map(self._ref, (tuple(args), kwargs))
         result = func(*args, **kwargs)
         op, into = _functional(func)
@@ -83,8 +94,19 @@ class _Tape(TorchDispatchMode):
         if func is aten.detach.default and isinstance(args[0], nn.Parameter):
             op = aten.alias.default
         name = f"{func._schema.name.split('::')[-1].rstrip('_')}_{len(self.nodes)}"
+        before = len(self.nodes)
         self._write(name, op, refs[0], refs[1], result)
+        if moving:
+            self.moving.update(node.name for node in self.nodes[before:])
         return result
+
+    def _open(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Runs an operation without a role as the operations that it is made of, where torch knows them."""
+        with self:
+            opened = func.decompose(*args, **kwargs)
+            if opened is NotImplemented and func in torch._decomp.decomposition_table:
+                opened = torch._decomp.decomposition_table[func](*args, **kwargs)
+        return opened
 
     def _write(self, name: str, op: Any, args: Any, kwargs: Any, result: Any) -> None:
         file, line, source, module = self._place()

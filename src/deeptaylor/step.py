@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,6 +31,23 @@ class Cache:
 
 
 @dataclass(frozen=True)
+class Factors:
+    """What the graph says of a product's factors; see `facts.Gates`."""
+
+    positions: tuple[int, ...] = ()
+    """The arguments that they are, by position in the operation's schema."""
+    gates: tuple[int, ...] = ()
+    """Numbers of the factors that are gates, and …"""
+    statistics: tuple[int, ...] = ()
+    """… of those that only scale: divisors, 1/sqrt."""
+    kind: int = 0
+    """How the gates were told from signals, 1 to 4; 0 where they were not."""
+
+
+NO_FACTORS = Factors()
+
+
+@dataclass(frozen=True)
 class Step:
     """One operation with the values it saw. Rules read steps; they never see the graph."""
 
@@ -49,8 +66,10 @@ class Step:
     """Whether every x is known, from the graph alone, to be ≥ 0."""
     rectified: bool = False
     """Whether every reader of z is 0 wherever z ≤ 0."""
-    gates: tuple[int, ...] = ()
-    """Positions in `xs` of bounded factors or statistics (sigmoid, softmax, rsqrt …)."""
+    batch_axis: int = 0
+    """The axis of x that is the batch, where tracing could tell."""
+    factors: Factors = NO_FACTORS
+    """product: which of the xs are gates and statistics."""
     cache: Cache = field(default_factory=Cache)
     """Kept between calls, until a parameter changes."""
     memo: Cache = field(default_factory=Cache)
@@ -91,21 +110,28 @@ class Step:
         )
         return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(grads, xs, strict=True))
 
-    def linear_part(self, function: Function | None = None) -> Tensor:
-        """J·x: what of z is linear in the xs, for operations with one output.
+    def linear_part(self, function: Function | None = None, weights: Mapping[int, float] | None = None) -> Tensor:
+        """J·x: what of z is linear in the xs, for operations with one output; or Σ weight_i J_i·x_i over some of them.
 
         The derivative along x, as the derivative of the vector-Jacobian product by its vector.
         """
+        weights = dict.fromkeys(range(len(self.xs)), 1.0) if weights is None else weights
+        if any(value.is_complex() for value in (self.z, *self.xs)):
+            direction = tuple(x * weights.get(i, 0.0) for i, x in enumerate(self.xs))
+            return cast(Tensor, torch.func.jvp(function or self.function, self.xs, direction)[1])
         leaves = tuple(x.detach().requires_grad_() for x in self.xs)
         # fused attention has no second derivative
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             output = (function or self.function)(*leaves)
-        direction = torch.zeros_like(output, requires_grad=True)
+        if not output.requires_grad:
+            return torch.zeros_like(output)
+        cotangent = torch.zeros_like(output, requires_grad=True)
         with torch.enable_grad():
-            grads = torch.autograd.grad(output, leaves, direction, create_graph=True, allow_unused=True)
-            parts = [(g * x).sum() for g, x in zip(grads, self.xs, strict=True) if g is not None]
+            grads = torch.autograd.grad(output, leaves, cotangent, create_graph=True, allow_unused=True)
+            xs = [torch.where(x.isinf(), 0.0, x) for x in self.xs]  # a mask of -inf has no share
+            parts = [w * (grads[i] * xs[i]).sum() for i, w in weights.items() if grads[i] is not None]
             total = torch.stack(parts).sum()
-        (along,) = torch.autograd.grad(total, direction, allow_unused=True)
+        (along,) = torch.autograd.grad(total, cotangent, allow_unused=True)
         return torch.zeros_like(output) if along is None else along
 
     def offset(self) -> Tensor:

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from .errors import DeepTaylorError, InputError, TraceError
 from .graph import Graph, Node, Ref, is_continuous
 from .inputs import Call, Model
+from .unwrap import no_tensor, opened
 
 Head = Callable[[Any], Tensor]
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -47,8 +48,9 @@ class Caller(nn.Module):
             output = self.model(*args, **kwargs)
         if self.head is not None:
             output = self.head(output)
+        output = opened(self.model, output, dict(zip(self.call.tensors, tensors, strict=True)))
         if not isinstance(output, Tensor):
-            raise InputError(_no_head(output))
+            raise no_tensor(output)
         return output
 
 
@@ -74,18 +76,9 @@ def user_frame(frame: Any) -> tuple[str, int, str]:
     return "", 0, ""
 
 
-def _no_head(output: Any) -> str:
-    if isinstance(output, Mapping):
-        keys = list(output)
-        what, cure = f"a mapping with keys {keys}", f"head=lambda out: out[{keys[0]!r}]" if keys else "head=..."
-    elif isinstance(output, tuple | list):
-        what, cure = f"a {type(output).__name__} of {len(output)}", "head=lambda out: out[0]"
-    else:
-        what, cure = f"a {type(output).__name__}", "head=lambda out: ..."
-    return f"the model returns {what}, not a tensor of shape (batch, classes); say which part to explain: {cure}"
-
-
-def trace(model: Model, call: Call, head: Head | None, batch: int, known: Callable[[Any], bool]) -> Graph:
+def trace(
+    model: Model, call: Call, head: Head | None, batch: int, known: Callable[[Any], bool], dynamic: bool = True
+) -> Graph:
     """The graph of one call of `model`, with a dynamic batch size where the model allows it.
 
     Args:
@@ -94,6 +87,7 @@ def trace(model: Model, call: Call, head: Head | None, batch: int, known: Callab
         head: picks `(batch, classes)` from the model's output.
         batch: number of samples; tensors with that first size are taken to carry the batch axis.
         known: whether an operation has a role; one that has none is decomposed, alone.
+        dynamic: False fixes the batch size.
 
     Raises:
         TraceError: the model branches on data, or can't be exported.
@@ -106,7 +100,11 @@ def trace(model: Model, call: Call, head: Head | None, batch: int, known: Callab
     shapes = tuple({0: torch.export.Dim.AUTO} if b else None for b in batched)
     notes: list[str] = []
     try:
-        program = _export(caller, doubled, shapes)
+        if dynamic:
+            program = _export(caller, doubled, shapes)
+        else:
+            program = _export(caller, tensors, None)
+            notes.append(f"batch size fixed at {batch}: the trace does not hold for others, which are traced anew")
     except DeepTaylorError:
         raise
     except Exception as error:
@@ -134,8 +132,11 @@ def _decompose_unknown(graph: Graph, program: Any, known: Callable[[Any], bool],
             parts = {op: table[op] for op in ops if op in table}
             if not parts:
                 break
-            with quiet():
-                program = program.run_decompositions(parts)
+            try:
+                with quiet():
+                    program = program.run_decompositions(parts)
+            except Exception:  # torch can't: the operation stays whole, and is named where it is refused
+                break
             before, graph = graph, from_program(program, tuple(call.tensors), notes)
             ops = unknown(graph)
             if ops == unknown(before):
@@ -172,7 +173,8 @@ def from_program(program: Any, names: Sequence[str], notes: Sequence[str] = ()) 
             if fx_node.name in inputs and isinstance(value, Tensor) and value.dim() and symbol is None:
                 symbol = value.shape[0] if isinstance(value.shape[0], torch.SymInt) else None
         elif fx_node.op == "output":
-            output = fx_node.args[0][0]
+            kinds = [spec.kind.name for spec in signature.output_specs]  # what a model writes into comes first
+            output = fx_node.args[0][kinds.index("USER_OUTPUT")]
         elif not str(fx_node.target).startswith(("aten._assert", "aten.sym_constrain")):
             rename[fx_node.name] = f"{fx_node.name}_" if fx_node.name in inputs.values() else fx_node.name
             nodes.append(_node(fx_node, rename, symbol))
@@ -208,6 +210,9 @@ def _node(fx_node: Any, rename: Mapping[str, str], symbol: Any) -> Node:
             for axis, size in zip(axes, value.shape, strict=True)
         )
         batch_dim = axes.index(True) if True in axes else None
+    elif isinstance(values[0], Tensor) and symbol is not None:
+        sizes = [isinstance(size, torch.SymInt) and size.node.expr == symbol.node.expr for size in values[0].shape]
+        batch_dim = sizes.index(True) if True in sizes else None
     noted = fx_node.meta.get("custom", {}).get("deeptaylor")
     file, line, source = noted if noted and noted[0] else _place(fx_node.meta.get("stack_trace", ""))
     return Node(

@@ -1,6 +1,7 @@
 """Propagation rules, by the role that they serve."""
 
 from .activation import Secant as Secant
+from .activation import Tangent as Tangent
 from .affine import AlphaBeta as AlphaBeta
 from .affine import Epsilon as Epsilon
 from .affine import Flat as Flat
@@ -17,6 +18,7 @@ from .gradient import Gradient as Gradient
 from .gradient import HeldConstant as HeldConstant
 from .pooling import PNorm as PNorm
 from .pooling import WinnerTakesAll as WinnerTakesAll
+from .product import ProportionalProduct as ProportionalProduct
 from .product import SignalTakesAll as SignalTakesAll
 from .product import StatisticConstant as StatisticConstant
 from .product import Uniform as Uniform
@@ -25,3 +27,4 @@ from .redistribute import Part as Part
 from .redistribute import redistribute as redistribute
 from .sums import PositiveProportional as PositiveProportional
 from .sums import Proportional as Proportional
+from .sums import ResidualGamma as ResidualGamma

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..ops import Role
 from ..step import Step
 from .base import Redistribution, Relevance, Rule
+from .gradient import Gradient
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,13 @@ class Secant(Rule):
             return Relevance(relevance.tensor * (step.z > 0), product=True)
         slope = torch.nan_to_num(step.z / step.x, nan=0.0)  # 0/0: an input of exactly 0 carries no relevance
         return Relevance(slope * relevance.tensor, product=True)
+
+
+@dataclass(frozen=True)
+class Tangent(Rule):
+    """The tangent at x: c_x = phi'(x) · c_y, as in gradient × input; phi(x) − phi'(x)·x is booked as the rule's."""
+
+    roles: ClassVar[tuple[Role, ...]] = ("activation",)
+
+    def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
+        return Gradient()(step, relevance)

@@ -71,7 +71,10 @@ class Epsilon(AffineRule):
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         epsilon: Tensor | float = self.epsilon
         if self.rms:
-            epsilon = step.memo.get("rms", lambda: sample_mean(step.z.square()).sqrt()) * self.rms + self.epsilon
+            epsilon = (
+                step.memo.get("rms", lambda: sample_mean(step.z.square(), step.node.batch_dim or 0).sqrt()) * self.rms
+                + self.epsilon
+            )
         return redistribute(step, relevance, [Part(IDENTITY, SAME)], bias=self.bias, epsilon=epsilon)
 
 
@@ -143,7 +146,7 @@ class ZPlus(_ByConvention):
 CANCELS = 1 / 8
 """Positive contributions below this share of all lose digits in the difference; they are summed one by one."""
 ONE_BY_ONE = 8
-"""Up to so many products per unit of the layer are made one by one; beyond it, two operations for all units are cheaper."""
+"""Up to so many products per unit of the layer are made one by one; beyond it, two operations for all are cheaper."""
 
 
 def _positive_sum(step: Step) -> Tensor:
@@ -250,7 +253,7 @@ class ZBox(AffineRule):
 
     def _box(self, step: Step) -> tuple[Tensor, Tensor]:
         x = step.x
-        axes = tuple(range(1, x.dim()))
+        axes = tuple(axis for axis in range(x.dim()) if axis != step.batch_axis)
         low = (
             x.amin(axes, keepdim=True).clamp(max=0)
             if self.low is None
@@ -281,7 +284,7 @@ class ZBox(AffineRule):
         parts = ((low, PLUS), (high, MINUS))
 
         def corner(bound: Tensor, weights: WeightMap) -> Tensor:
-            if bound.numel() == 1 or (own and bound.numel() == bound.shape[0]):
+            if bound.numel() == 1 or (own and bound.numel() == bound.shape[step.batch_axis]):
                 return bound * forward_of(step, Part(ONE, weights))
             full = bound.expand(1, *step.x.shape[1:]) if bound.dim() < step.x.dim() or bound.shape[0] == 1 else bound
             return affine_of(step).forward(full, weight_of(step, weights))

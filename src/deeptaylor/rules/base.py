@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops import Role
-from ..step import Step
+from ..step import Factors, Step
 
 Bias = Literal["ignore", "absorb", "distribute"]
 Convention = Literal["paper", "zennit"]
@@ -31,7 +31,7 @@ class Relevance:
 
     def total(self, value: Tensor) -> Tensor:
         """R, given the value of the tensor that it belongs to."""
-        return self.tensor * value if self.product else self.tensor
+        return taken(self.tensor, value) if self.product else self.tensor
 
     def over(self, z: Tensor, value: Tensor, epsilon: Tensor | float) -> Tensor:
         """R / (z + epsilon·sign(z)), and 0 where that is 0/0 or a division by exactly 0.
@@ -45,15 +45,28 @@ class Relevance:
         if self.product and z is value:
             size = z.abs()
             return self.tensor if exact else self.tensor * (size / (size + epsilon))
+        if z.is_complex():
+            return self.total(value) * z / z.abs().square().masked_fill(z == 0, float("inf"))
         if exact:
             return self.total(value) / z.masked_fill(z == 0, float("inf"))
         return self.total(value) / stabilize(z, epsilon)
+
+    def beyond(self, s: Tensor, z: Tensor, value: Tensor) -> Tensor:
+        """R − s·z: what a rule with denominator z does not hand on; exactly 0 where s is the relevance itself."""
+        total = self.total(value)
+        return torch.zeros_like(total) if s is self.tensor and z is value else total - taken(s, z)
 
     def plus(self, other: Relevance, value: Tensor) -> Relevance:
         """The sum of two messages to one tensor."""
         if self.product == other.product:
             return Relevance(self.tensor + other.tensor, self.product)
         return Relevance(self.total(value) + other.total(value))
+
+
+def taken(c: Tensor, value: Tensor) -> Tensor:
+    """value · c; for complex values the real part of value · conj(c), which is what torch's gradients stand for."""
+    share = (value * c.conj()).real if c.is_complex() or value.is_complex() else value * c
+    return torch.where(c == 0, 0.0, share)  # nothing where c is 0, even of an infinite value: a mask of -inf
 
 
 def stabilize(z: Tensor, epsilon: Tensor | float) -> Tensor:
@@ -84,7 +97,7 @@ class Rule(ABC):
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         """Messages to `step.xs`, given the relevance of `step.z`."""
 
-    def receives(self, count: int, gates: tuple[int, ...]) -> tuple[int, ...]:
+    def receives(self, count: int, factors: Factors) -> tuple[int, ...]:
         """Which of the `count` arguments that carry relevance get a share; decided once, in the plan."""
         return tuple(range(count))
 
@@ -105,6 +118,7 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else repr(value)
 
 
-def sample_mean(values: Tensor) -> Tensor:
-    """Mean over everything but the first axis, which is kept for broadcasting."""
-    return values.mean(tuple(range(1, values.dim())), keepdim=True) if values.dim() > 1 else values
+def sample_mean(values: Tensor, batch_axis: int = 0) -> Tensor:
+    """Mean over everything but the batch axis; all axes are kept for broadcasting."""
+    axes = tuple(axis for axis in range(values.dim()) if axis != batch_axis)
+    return values.mean(axes, keepdim=True) if axes else values

@@ -1,4 +1,4 @@
-"""Gradient × input: every operation expanded at x itself; what that misses is booked as the rule's."""
+"""Gradient × input: every operation expanded at x itself; what that misses is taken as the rule's."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from ..ops import Role
-from ..step import Step
-from .base import Redistribution, Relevance, Rule
+from ..step import Factors, Step
+from .base import Redistribution, Relevance, Rule, taken
 
 
 @dataclass(frozen=True)
@@ -35,28 +34,24 @@ class Gradient(Rule):
         if step.op.role == "activation":  # elementwise, and some have no second derivative
             slope = step.vjp(torch.ones_like(step.z))[0]
             return Redistribution(
-                (Relevance(slope * c, product=True),), {"rule": lambda: c * (step.z - slope * step.x)}
+                (Relevance(slope * c, product=True),), {"rule": lambda: taken(c, step.z - slope * step.x)}
             )
         messages = tuple(Relevance(g, product=True) for g in step.vjp(c))
-        return Redistribution(messages, {_cause(step): lambda: c * step.z - _handed(step, c)})
+        return Redistribution(messages, {_cause(step): lambda: taken(c, step.z) - taken(c, step.linear_part())})
 
 
 def _cause(step: Step) -> Any:
     return "constant" if step.op.role in ("sum", "rearrange") else "rule"
 
 
-def _handed(step: Step, c: Tensor) -> Tensor:
-    return c * step.linear_part()
-
-
 @dataclass(frozen=True)
 class HeldConstant(Rule):
-    """Hands nothing on: the operation is taken as a constant, and what reaches it is booked."""
+    """Hands nothing on: the operation is taken as a constant, and what reaches it is taken."""
 
     roles: ClassVar[tuple[Role, ...]] = Gradient.roles
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         return Redistribution((None,) * len(step.xs), {"rule": lambda: relevance.total(torch.as_tensor(step.z))})
 
-    def receives(self, count: int, gates: tuple[int, ...]) -> tuple[int, ...]:
+    def receives(self, count: int, factors: Factors) -> tuple[int, ...]:
         return ()

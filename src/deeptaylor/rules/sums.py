@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ops import Role
 from ..step import Step
-from .base import Cause, Redistribution, Relevance, Rule
+from .base import Cause, Redistribution, Relevance, Rule, taken
 from .pooling import share_by
 
 
@@ -39,9 +39,9 @@ class Proportional(Rule):
         if self.bias == "ignore" and offset is not None:
             z = step.z - offset
         s = relevance.over(z, step.z, self.epsilon)
-        absorbed: dict[Cause, Callable[[], Tensor]] = {"stabilizer": lambda: relevance.total(step.z) - s * z}
+        absorbed: dict[Cause, Callable[[], Tensor]] = {"stabilizer": lambda: relevance.beyond(s, z, step.z)}
         if self.bias == "absorb" and offset is not None:
-            absorbed["constant"] = lambda: s * offset
+            absorbed["constant"] = lambda: taken(s, offset)
         return Redistribution(tuple(Relevance(g, product=True) for g in step.vjp(s)), absorbed)
 
 
@@ -84,3 +84,29 @@ def _negated(step: Step) -> bool:
 def unchanged(step: Step, relevance: Relevance) -> Redistribution:
     """R as it is, gathered where one value was broadcast to many places."""
     return Redistribution((Relevance(relevance.tensor.sum_to_size(step.x.shape)),))
+
+
+@dataclass(frozen=True)
+class ResidualGamma(Rule):
+    """Favours the summand of the sum's own sign: R_i = w_i x_i / Σ w_j x_j · R, w = 1 + γ·1[x·z > 0].
+
+    For residual additions z = x + f(x), where opposite signs cancel: Σ|R_i| ≤ (1 + 2/γ)|R|.
+    ResLRP (Berend et al. 2026), in its conserving form.
+    """
+
+    gamma: float = 1.0
+    roles: ClassVar[tuple[Role, ...]] = ("sum",)
+
+    def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
+        alpha = step.node.kwargs.get("alpha", 1)
+        terms = [step.xs[0], step.xs[1] * alpha if alpha != 1 else step.xs[1]]
+        weights = [1 + self.gamma * (x * step.z > 0) for x in terms]
+        denominator = weights[0] * terms[0] + weights[1] * terms[1]
+        c = relevance.over(step.z, step.z, 0.0)
+        ratio = torch.where(denominator == 0, 1.0, step.z / denominator.masked_fill(denominator == 0, 1.0)) * c
+        factors = (1, alpha)
+        messages = tuple(
+            Relevance((ratio * w * factor).sum_to_size(x.shape), product=True)
+            for w, factor, x in zip(weights, factors, step.xs, strict=True)
+        )
+        return Redistribution(messages, {"rule": lambda: relevance.beyond(c, step.z, step.z)})
