@@ -46,6 +46,10 @@ class Affine(ABC):
     @abstractmethod
     def count(self) -> Tensor: ...
 
+    def one(self) -> Tensor:
+        """An input of ones, for one sample where the first axis is the batch."""
+        return self.weight.new_ones(()).expand(1, *self.shape[1:])
+
     @abstractmethod
     def terms(self, x: Tensor, units: tuple[Tensor, ...]) -> Tensor:
         """w_ij x_i of the neurons at the index `units` of z, shape (neurons, inputs of each); 0 in the padding."""
@@ -75,6 +79,9 @@ class Linear(Affine):
 @dataclass(frozen=True)
 class LeftMatmul(Affine):
     """z = W x with the parameter on the left: `weight` is (..., out, in), x is (..., in, n)."""
+
+    def one(self) -> Tensor:
+        return _columns(self)
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         return weight @ x
@@ -118,6 +125,9 @@ class VectorProduct(Affine):
 
     axis: int
 
+    def one(self) -> Tensor:
+        return _columns(self) if self.axis == -2 else super().one()
+
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         return x.movedim(self.axis, -1) @ weight
 
@@ -132,6 +142,12 @@ class VectorProduct(Affine):
 
     def terms(self, x: Tensor, units: tuple[Tensor, ...]) -> Tensor:
         return x.movedim(self.axis, -1)[units] * self.weight
+
+
+def _columns(affine: Affine) -> Tensor:
+    """Ones for an input whose samples may be the columns of a matrix."""
+    keep = len(affine.shape) == 2
+    return affine.weight.new_ones(()).expand(affine.shape if keep else (1, *affine.shape[1:]))
 
 
 def _products(left: Tensor, right: Tensor, units: tuple[Tensor, ...]) -> Tensor:

@@ -37,12 +37,15 @@ class Facts:
         names = list(arguments)
         schema = [a.name for a in node.op._schema.arguments] if isinstance(node.op, torch._ops.OpOverload) else names
         leaves, sources, positions = [], [], []
+        known = OPS.get(node.op)
         for number, (path, leaf) in enumerate(cast(list[tuple[Any, Any]], paths)):
             if isinstance(leaf, Ref) and leaf.name in carrying:
-                leaves.append(number)
-                sources.append(leaf.name)
                 key = path[1]
-                positions.append(key.idx if path[0].idx == 0 else schema.index(key.key))
+                position = key.idx if path[0].idx == 0 else schema.index(key.key)
+                if known is None or position not in known.ignores:
+                    leaves.append(number)
+                    sources.append(leaf.name)
+                    positions.append(position)
         op = role_of(node, tuple(dict.fromkeys(positions)) if len(leaves) == len(set(positions)) else tuple(positions))
         data = ""
         if op is not None and op.form is not None:
@@ -64,12 +67,16 @@ def _filtered(schema: Sequence[str], where: set[str], arguments: Arguments) -> O
 
 def facts_of(graph: Graph, origins: Sequence[str]) -> dict[str, Facts]:
     """Facts of every operation that depends on one of `origins` (inputs, or nodes that stand for them)."""
-    carrying = set(origins)
+    carrying, found = set(origins), {}
     for node in graph:
         op = OPS.get(node.op)
-        if node.floating and (op is None or op.role != "constant") and any(name in carrying for name in node.refs()):
+        if not node.floating or (op is not None and op.role == "constant") or carrying.isdisjoint(node.refs()):
+            continue
+        fact = Facts.of(node, carrying)
+        if fact.leaves and node.name not in carrying:
+            found[node.name] = fact
             carrying.add(node.name)
-    return {node.name: Facts.of(node, carrying) for node in graph if node.name in carrying.difference(origins)}
+    return found
 
 
 def nonnegative(graph: Graph, facts: Mapping[str, Facts]) -> set[str]:
@@ -127,7 +134,8 @@ class Gates:
         source = fact.sources
         fixed = {i for i in count if fact.positions[i] in fact.op.gates}
         divisors = fixed if fact.op.divides else set[int]()
-        statistics = tuple(i for i in count if i in divisors or self._is("statistic", source[i]))
+        scales = {i for i in count if i in divisors or self._is("statistic", source[i])}
+        statistics = tuple(sorted(scales if len(scales) < len(count) else divisors))
         kinds = (
             {i for i in count if i in fixed or self._is("gate", source[i])},
             {i for i in count if self._is_activation(source[i])},

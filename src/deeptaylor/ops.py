@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from .errors import DeepTaylorError
-from .forms import FORMS, LINEARIZED, Arguments, Form
+from .forms import FORMS, LINEARIZED, Arguments, Form, arguments_of
 from .graph import Node
 
 aten = torch.ops.aten
@@ -61,6 +61,10 @@ class Op:
     """product: fused attention; a softmax lies between query and key, and the output."""
     degree: int = 1
     """product: the degree of its one argument (2 for a variance)."""
+    ignores: tuple[int, ...] = ()
+    """Positions of arguments of which only the shape or the type is read."""
+    instead: Callable[[Arguments], Op | None] | None = None
+    """What it is for some arguments, or None."""
     first: bool = False
     """Of several outputs only the first carries relevance."""
     refuse: Callable[[Arguments], str] | None = None
@@ -99,6 +103,8 @@ def known(op: Any) -> bool:
 def role_of(node: Node, carrying: tuple[int, ...]) -> Op | None:
     """What a node is, given the positions of the arguments that carry relevance."""
     op = OPS.get(node.op)
+    if op is not None and op.instead is not None:
+        op = op.instead(arguments_of(node.op, node.args, node.kwargs)) or op
     if op is None or len(carrying) != 1 or op.single is None:
         return op
     return op.single if isinstance(op.single, Op) else op.single.get(carrying[0], op)
@@ -130,6 +136,7 @@ def _training_norm(arguments: Arguments) -> str:
 SCALE = Op("sum", coefficients="single")
 SHIFT = Op("sum", coefficients="single", offset=True)
 HINGE = Op("activation", at_zero=True)
+GATHERED = Op("sum", coefficients="positive", offset=True)
 
 # --- constant: no relevance flows ------------------------------------------
 declare(
@@ -150,12 +157,12 @@ declare(
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints,
     aten.unflatten.int, aten.permute.default, aten.transpose.int, aten.t.default, aten.movedim.int,
     aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.expand.default,
-    aten.expand_as.default, aten.repeat.default, aten.repeat_interleave.self_int, aten.tile.default,
+    aten.repeat.default, aten.repeat_interleave.self_int, aten.tile.default,
     aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.index.Tensor, aten.index_select.default,
     aten.gather.default, aten.roll.default, aten.flip.default, aten.rot90.default, aten.split.Tensor,
     aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int, aten.clone.default, aten.alias.default,
     aten.detach.default, aten.contiguous.default, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout,
-    aten.to.device, aten.type_as.default, aten.lift_fresh.default, aten.pixel_shuffle.default,
+    aten.to.device, aten.lift_fresh.default, aten.pixel_shuffle.default,
     aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.native_channel_shuffle.default,
     aten.diagonal.default, aten.tril.default, aten.triu.default, aten.unfold.default, aten.im2col.default,
     aten.as_strided.default, aten.reflection_pad1d.default, aten.reflection_pad2d.default,
@@ -186,13 +193,19 @@ declare(
     aten.nanmedian.dim, aten.kthvalue.default, aten.mode.default, aten.cummax.default, aten.cummin.default,
     nonnegative="keep", first=True,
 )  # fmt: skip
+declare("rearrange", aten.expand_as.default, aten.type_as.default, nonnegative="keep", ignores=(1,))
+declare(
+    "rearrange",
+    aten.index_put.default,
+    offset=True, instead=lambda arguments: GATHERED if arguments["accumulate"] else None,
+)  # fmt: skip
 declare("rearrange", aten.cat.default, aten.stack.default, offset=True, nonnegative="keep")
 declare("rearrange", aten.pad.default, aten.constant_pad_nd.default, offset=True, nonnegative=_padded)
 declare(
     "rearrange",
     aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.masked_fill.Scalar,
     aten.masked_fill.Tensor, aten.select_scatter.default, aten.slice_scatter.default, aten.scatter.src,
-    aten.scatter.value, aten.index_put.default, aten.diagonal_scatter.default,
+    aten.scatter.value, aten.diagonal_scatter.default,
     offset=True,
 )  # fmt: skip
 declare(
@@ -204,6 +217,7 @@ declare(
 # --- sum: shared in proportion ---------------------------------------------
 declare("sum", aten.add.Tensor, coefficients="positive", nonnegative="keep", single=SHIFT)
 declare("sum", aten.sub.Tensor, single=SHIFT)
+declare("sum", aten.scatter_add.default, aten.index_add.default, coefficients="positive", offset=True)
 declare("sum", aten.add.Scalar, aten.sub.Scalar, aten.rsub.Scalar, coefficients="single", offset=True)
 declare("sum", aten.rsub.Tensor, single=SHIFT)
 declare("sum", aten.neg.default, aten.mul.Scalar, aten.div.Scalar, coefficients="single")

@@ -231,6 +231,10 @@ class Flat(AffineRule):
         return redistribute(step, relevance, [Part(ONE, ONES)])
 
 
+NOISE = 16
+"""So many units in the last place of its terms, a difference that can't be negative is taken for 0."""
+
+
 @dataclass(frozen=True)
 class ZBox(AffineRule):
     """Share within a box l ≤ x ≤ h, l ≤ 0 ≤ h: R_{i←j} ∝ x_i w_ij − l_i w_ij⁺ − h_i w_ij⁻ ≥ 0. Montavon et al. 2017.
@@ -249,7 +253,13 @@ class ZBox(AffineRule):
         low, high = step.memo.get("box", lambda: self._box(step))
         parts = [Part(shifted(low), PLUS), Part(shifted(high), MINUS)]
         native = forward_of(step, Part(IDENTITY, SAME))
-        return redistribute(step, relevance, parts, denominator=lambda: native - self._corners(step, low, high))
+
+        def denominator() -> Tensor:
+            corners = self._corners(step, low, high)
+            z = native - corners
+            return torch.where(z <= NOISE * torch.finfo(z.dtype).eps * (native.abs() + corners.abs()), 0.0, z)
+
+        return redistribute(step, relevance, parts, denominator=denominator)
 
     def _box(self, step: Step) -> tuple[Tensor, Tensor]:
         x = step.x
@@ -286,7 +296,8 @@ class ZBox(AffineRule):
         def corner(bound: Tensor, weights: WeightMap) -> Tensor:
             if bound.numel() == 1 or (own and bound.numel() == bound.shape[step.batch_axis]):
                 return bound * forward_of(step, Part(ONE, weights))
-            full = bound.expand(1, *step.x.shape[1:]) if bound.dim() < step.x.dim() or bound.shape[0] == 1 else bound
+            narrow = bound.dim() < step.x.dim() or bound.shape[0] == 1
+            full = bound.expand(affine_of(step).one().shape) if narrow else bound
             return affine_of(step).forward(full, weight_of(step, weights))
 
         if own:

@@ -104,7 +104,7 @@ def forward_of(step: Step, part: Part) -> Tensor:
     if part.weights is ONES:
         return affine.count()
     if part.inputs is ONE:
-        one = step.x.new_ones(()).expand(1, *step.x.shape[1:])
+        one = affine.one()
         return step.cache.get(
             ("of ones", part.weights.name, one.shape), lambda: affine.forward(one, weight_of(step, part.weights))
         )
