@@ -142,7 +142,8 @@ def _compare(row: Row, model: nn.Module, images: Tensor, target: Tensor, explain
     noise: dict[str, list[float]] = {name: [0.0] for name in exact}
     last_bit = torch.finfo(images.dtype).eps
     for draw in range(COPIES):
-        moved = images * (1 + last_bit * torch.randint(-1, 2, images.shape, generator=generator) * (draw > 0))
+        signs = torch.randint(-1, 2, images.shape, generator=generator).to(images.dtype)
+        moved = images * (1 + last_bit * signs * (draw > 0))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", dt.errors.RelevanceWarning)  # counted in `_explain`
             result = explainer(moved, target=target)
@@ -260,7 +261,7 @@ with {environment}.
 * A composite's column: log10 of the gap |Σ inputs + Σ absorbed - explained| as a share of max(|explained|, Σ|R|/1000),
   the worst of {batch} images, float32 / float64. Required: at most -4 / -9.
 * **G×I**: log10 of the largest difference between `gradient-times-input` and autograd's in float64, as a share of the
-  largest entry, float32 / float64; in brackets that of torch's own. A unit that rounding moves across 0 changes the
+  largest entry, float32 / float64; in brackets that of torch's own float32. A unit that rounding moves across 0 changes the
   gradient for good, so {copies} copies of the images are taken that differ in the last bit: our best, torch's worst.
   Required: at most -5 / -10, or {noise:g} times torch's own.
 * **ops**: operations in the plan. **trace**: seconds to trace, check and plan in float32, on a shared machine.
@@ -314,8 +315,8 @@ def table(rows: list[Row]) -> str:
 
 def _gradient(row: Row) -> str:
     limit = max(EQUAL[row["dtype"]], NOISE * row.get("gradient_times_input_noise", 0))
-    own = _log(row.get("gradient_times_input_noise"))
-    return f"{_checked(row.get('gradient_times_input'), limit)} ({own})"
+    own = f" ({_log(row.get('gradient_times_input_noise'))})" if row["dtype"] == "float32" else ""
+    return _checked(row.get("gradient_times_input"), limit) + own
 
 
 def _gap(row: Row, composite: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -107,14 +107,15 @@ class Explainer:
         plan = self._plan(call)
         with plain_torch():
             tensors = {name: t.detach().clone() if t.is_inference() else t.detach() for name, t in call.tensors.items()}
-            run = forward(plan, tensors, live_state(self.model))
+            again = partial(forward, plan, tensors, live_state(self.model))
+            run = again()
             seeds = resolve(target, run.output)
             _check_output(run.output)
             if ledger and not self._books_batches(plan):
                 result = self._one_by_one(call, target, inner)
                 _refuse_mixing(run.output, result.output)
                 return result
-            return self._explain(plan, run, seeds, ledger, inner)
+            return self._explain(plan, run, seeds, ledger, inner, again)
 
     def _call(self, inputs: Any, kwargs: Mapping[str, Any] | None) -> Call:
         check_model(self.model)
@@ -144,15 +145,24 @@ class Explainer:
     def _books_batches(self, plan: Plan) -> bool:
         return can_batch([assignment.place.node for assignment in plan.assignments.values()])
 
-    def _explain(self, plan: Plan, run: Forward, seeds: Seeds, ledger: bool, inner: Sequence[str]) -> Attribution:
+    def _explain(
+        self,
+        plan: Plan,
+        run: Forward,
+        seeds: Seeds,
+        ledger: bool,
+        inner: Sequence[str],
+        again: Callable[[], Forward],
+    ) -> Attribution:
         batch = run.inputs[plan.explained[0]].shape[0]
         accounts: list[list[LedgerRow]] = []
         absorbed: list[Tensor] = []
         found: list[dict[str, Tensor]] = []
         names = _inner_names(plan, inner)
+        keep = {*names.values(), *(node for source in plan.sources for node in source.nodes)}
         for seed in seeds.seeds:
             books = Bookkeeper(batch, single=batch == 1) if ledger else None
-            relevance = backward(plan, run, seed, books)
+            relevance = backward(plan, run, seed, books, keep, release=seed is seeds.seeds[-1])
             reached = {
                 source.name: source.gather(partial(_total, relevance, run), run.inputs[source.name])
                 for source in plan.sources
@@ -161,7 +171,7 @@ class Explainer:
             if books is not None:
                 accounts.append(books.write())
                 absorbed.append(books.absorbed + torch.zeros(batch, dtype=torch.float64))
-        _check_sizes(plan, run, seeds, found)
+        _check_sizes(plan, seeds, found, run.output, again)
         several = seeds.explained.dim() == 2
 
         def gathered(name: str) -> Tensor:
@@ -189,14 +199,15 @@ class Explainer:
             one = {name: t[n : n + 1] if t.dim() and t.shape[0] == batch else t for name, t in call.tensors.items()}
             single = Call(one, call.leaves, call.spec)
             plan = self._plan(single)
-            run = forward(plan, {name: t.detach() for name, t in one.items()}, live_state(self.model))
+            again = partial(forward, plan, {name: t.detach() for name, t in one.items()}, live_state(self.model))
+            run = again()
             own = (
                 target[n : n + 1]
                 if isinstance(target, Tensor) and target.dim() and target.shape[0] == batch
                 else target
             )
             own = [own[n]] if isinstance(own, list | tuple) and len(own) == batch else own
-            results.append(self._explain(plan, run, resolve(own, run.output), True, inner))
+            results.append(self._explain(plan, run, resolve(own, run.output), True, inner, again))
         return _concatenated(results)
 
 
@@ -274,18 +285,20 @@ def _total(relevance: Mapping[str, Any], run: Forward, name: str) -> Tensor:
     return torch.zeros_like(value) if not isinstance(arrived, Relevance) else arrived.total(value)
 
 
-def _check_sizes(plan: Plan, run: Forward, seeds: Seeds, found: Sequence[Mapping[str, Tensor]]) -> None:
-    """Raises at NaN or Inf, warns of explosion; names the nodes by a second, watched pass."""
+def _check_sizes(
+    plan: Plan, seeds: Seeds, found: Sequence[Mapping[str, Tensor]], output: Tensor, again: Callable[[], Forward]
+) -> None:
+    """Raises at NaN or Inf, warns of explosion; names the nodes by running `again`, watched."""
     for seed, values in zip(seeds.seeds, found, strict=True):
         size = sum(values[name].double().abs().sum() for name in plan.explained)
-        put = float(seed.total(run.values[plan.graph.output.name]).double().abs().sum())
+        put = float(seed.total(output).double().abs().sum())
         if not torch.isfinite(torch.as_tensor(size)):
-            backward(plan, run, seed, Watch())
+            backward(plan, again(), seed, Watch())
             node = plan.graph[plan.graph.output.name]
             raise NonFiniteRelevance(node, "relevance became NaN or Inf")
         if float(size) > EXPLOSION * put > 0:
             watch = Watch()
-            backward(plan, run, seed, watch)
+            backward(plan, again(), seed, watch)
             worst = "\n".join(
                 f"  ×{growth:.3g} at {node.short}, module {node.module!r}, {node.file}:{node.line}: {node.source}"
                 for growth, node in watch.worst()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from .errors import DeepTaylorError
 from .forms import arguments_of
 from .graph import Node, is_getitem, lookup
 from .plan import Assignment, Plan
-from .rules import Redistribution, Relevance
+from .rules import Redistribution, Relevance, Rule
 from .rules.gradient import HeldConstant
 from .rules.rearrange import Move
+from .rules.redistribute import added
 from .step import Cache, Step
 
 HALF = (torch.float16, torch.bfloat16)
@@ -29,8 +30,8 @@ Observer = Callable[[Step, Any, Redistribution], None]
 class Forward:
     """One forward pass: the steps that relevance will retrace, and the values it is measured against."""
 
-    steps: Mapping[str, Step]
-    values: Mapping[str, Any]
+    steps: dict[str, Step]
+    values: dict[str, Any]
     """By name: the explained inputs (or the embeddings of their ids) and the outputs of all steps."""
     output: Tensor
     inputs: Mapping[str, Tensor]
@@ -131,14 +132,23 @@ def _wide(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
 
 
-def backward(plan: Plan, run: Forward, seed: Relevance, observe: Observer | None = None) -> dict[str, Relevance]:
-    """Relevance of every value it passes, by name, given that of the output.
+def backward(
+    plan: Plan,
+    run: Forward,
+    seed: Relevance,
+    observe: Observer | None = None,
+    keep: Collection[str] = (),
+    release: bool = False,
+) -> dict[str, Relevance]:
+    """Relevance of the explained inputs and of the values in `keep`, by name, given that of the output.
 
     Args:
         plan: the graph with its rules.
         run: the forward pass.
         seed: relevance of the output.
         observe: sees every step; the ledger and the search for NaN are observers.
+        keep: names of values whose relevance is wanted.
+        release: forget each step of the forward pass once it is passed, to save memory.
     """
     relevance: dict[str, Any] = {plan.graph.output.name: seed}
     for node in reversed(plan.graph.nodes):
@@ -148,17 +158,34 @@ def backward(plan: Plan, run: Forward, seed: Relevance, observe: Observer | None
             _into_slot(plan, run, relevance, node)
             continue
         step, assignment = run.steps[node.name], plan.assignments[node.name]
-        arrived = relevance[node.name]
+        arrived = relevance[node.name] if node.name in keep else relevance.pop(node.name)
+        if release:
+            del run.steps[node.name]
+            if node.name not in keep:
+                run.values.pop(node.name)
         if isinstance(arrived, dict):
             result = _several(step, assignment, arrived)
         else:
-            result = assignment.rule(step, arrived)
+            result = _ruled(assignment.rule, step, arrived)
         if observe is not None:
             observe(step, arrived, result)
         for source, message in zip(_sources(node, assignment), result.messages, strict=True):
             if message is not None:
                 _add(relevance, source, message, run.values)
     return relevance
+
+
+def _ruled(rule: Rule, step: Step, arrived: Relevance) -> Redistribution:
+    """What a rule does; relevance of complex values is brought into product form, c = R/z, first."""
+    if arrived.product or not step.is_complex:
+        return rule(step, arrived)
+    product = Relevance(arrived.over(step.z, step.z, 0.0), product=True)
+    result = rule(step, product)
+
+    def lost() -> Tensor:  # where z is 0
+        return arrived.total(step.z) - product.total(step.z)
+
+    return Redistribution(result.messages, {**result.absorbed, "rule": added(result.absorbed.get("rule"), lost)})
 
 
 def _several(step: Step, assignment: Assignment, arrived: Mapping[int, Relevance]) -> Redistribution:

@@ -80,6 +80,11 @@ class Step:
         """The only argument that carries relevance."""
         return self.xs[0]
 
+    @property
+    def is_complex(self) -> bool:
+        """Whether a value here is complex; relevance of those is kept in product form."""
+        return any(isinstance(value, Tensor) and value.is_complex() for value in (self.z, *self.xs))
+
     def recorded(self, function: Function | None = None) -> tuple[tuple[Tensor, ...], Any]:
         """(leaves, outputs) of a local autograd graph of this one operation, built once."""
 
@@ -116,7 +121,7 @@ class Step:
         The derivative along x, as the derivative of the vector-Jacobian product by its vector.
         """
         weights = dict.fromkeys(range(len(self.xs)), 1.0) if weights is None else weights
-        if any(value.is_complex() for value in (self.z, *self.xs)):
+        if self.is_complex:
             direction = tuple(x * weights.get(i, 0.0) for i, x in enumerate(self.xs))
             return cast(Tensor, torch.func.jvp(function or self.function, self.xs, direction)[1])
         leaves = tuple(x.detach().requires_grad_() for x in self.xs)

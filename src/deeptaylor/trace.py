@@ -217,8 +217,7 @@ def _node(fx_node: Any, rename: Mapping[str, str], symbol: Any) -> Node:
     file, line, source = noted if noted and noted[0] else _place(fx_node.meta.get("stack_trace", ""))
     return Node(
         name=rename[fx_node.name],
-        # a view asks for a memory layout, which another batch may not have
-        op=torch.ops.aten.reshape.default if fx_node.target is torch.ops.aten.view.default else fx_node.target,
+        op=_SAME.get(fx_node.target, fx_node.target),
         args=_plain(convert(fx_node.args)),
         kwargs=_plain(convert(dict(fx_node.kwargs))),
         shape=shape,
@@ -229,6 +228,14 @@ def _node(fx_node: Any, rename: Mapping[str, str], symbol: Any) -> Node:
         source=source,
         module=_module(fx_node.meta.get("nn_module_stack", {})),
     )
+
+
+_SAME = {
+    # a view asks for a memory layout, which another batch may not have
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    # lazy, and without a derivative of its own
+    torch.ops.aten._neg_view.default: torch.ops.aten.neg.default,
+}
 
 
 def _plain(value: Any) -> Any:

@@ -55,6 +55,8 @@ class PositiveProportional(Rule):
     roles: ClassVar[tuple[Role, ...]] = ("sum",)
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
+        if step.is_complex:
+            return Proportional(bias="ignore")(step, relevance)
         if step.op.coefficients == "single":
             return self._one_to_one(step, relevance) if relevance.product else unchanged(step, relevance)
         if step.op.coefficients == "mixed" or _negated(step):
