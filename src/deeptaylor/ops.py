@@ -164,7 +164,7 @@ declare(
     aten.detach.default, aten.contiguous.default, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout,
     aten.to.device, aten.lift_fresh.default, aten.pixel_shuffle.default,
     aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.native_channel_shuffle.default,
-    aten.diagonal.default, aten.tril.default, aten.triu.default, aten.unfold.default, aten.im2col.default,
+    aten.diagonal.default, aten.unfold.default, aten.im2col.default,
     aten.as_strided.default, aten.reflection_pad1d.default, aten.reflection_pad2d.default,
     aten.reflection_pad3d.default, aten.replication_pad1d.default, aten.replication_pad2d.default,
     aten.replication_pad3d.default, aten.upsample_nearest1d.default, aten.upsample_nearest1d.vec,
@@ -199,7 +199,11 @@ declare(
     aten.index_put.default,
     offset=True, instead=lambda arguments: GATHERED if arguments["accumulate"] else None,
 )  # fmt: skip
-declare("rearrange", aten.cat.default, aten.stack.default, offset=True, nonnegative="keep")
+declare(
+    "rearrange",
+    aten.cat.default, aten.stack.default, aten.tril.default, aten.triu.default,
+    offset=True, nonnegative="keep",
+)  # fmt: skip
 declare("rearrange", aten.pad.default, aten.constant_pad_nd.default, offset=True, nonnegative=_padded)
 declare(
     "rearrange",

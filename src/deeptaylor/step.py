@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,9 +121,6 @@ class Step:
         The derivative along x, as the derivative of the vector-Jacobian product by its vector.
         """
         weights = dict.fromkeys(range(len(self.xs)), 1.0) if weights is None else weights
-        if self.is_complex:
-            direction = tuple(x * weights.get(i, 0.0) for i, x in enumerate(self.xs))
-            return cast(Tensor, torch.func.jvp(function or self.function, self.xs, direction)[1])
         leaves = tuple(x.detach().requires_grad_() for x in self.xs)
         # fused attention has no second derivative
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -134,8 +131,8 @@ class Step:
         with torch.enable_grad():
             grads = torch.autograd.grad(output, leaves, cotangent, create_graph=True, allow_unused=True)
             xs = [torch.where(x.isinf(), 0.0, x) for x in self.xs]  # a mask of -inf has no share
-            parts = [w * (grads[i] * xs[i]).sum() for i, w in weights.items() if grads[i] is not None]
-            total = torch.stack(parts).sum()
+            parts = [w * (grads[i].conj() * xs[i]).sum() for i, w in weights.items() if grads[i] is not None]
+            total = torch.stack([torch.real(part) for part in parts]).sum()
         (along,) = torch.autograd.grad(total, cotangent, allow_unused=True)
         return torch.zeros_like(output) if along is None else along
 

@@ -235,6 +235,7 @@ _SAME = {
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
     # lazy, and without a derivative of its own
     torch.ops.aten._neg_view.default: torch.ops.aten.neg.default,
+    torch.ops.aten._conj.default: torch.ops.aten.conj_physical.default,
 }
 
 

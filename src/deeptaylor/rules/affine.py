@@ -294,8 +294,12 @@ class ZBox(AffineRule):
         parts = ((low, PLUS), (high, MINUS))
 
         def corner(bound: Tensor, weights: WeightMap) -> Tensor:
-            if bound.numel() == 1 or (own and bound.numel() == bound.shape[step.batch_axis]):
-                return bound * forward_of(step, Part(ONE, weights))
+            if bound.numel() == 1:
+                return bound.reshape(()) * forward_of(step, Part(ONE, weights))
+            if own and bound.numel() == bound.shape[step.batch_axis]:  # a number per sample
+                batch_axis = step.node.batch_dim or 0
+                shape = [-1 if axis == batch_axis else 1 for axis in range(step.z.dim())]
+                return bound.reshape(shape) * forward_of(step, Part(ONE, weights))
             narrow = bound.dim() < step.x.dim() or bound.shape[0] == 1
             full = bound.expand(affine_of(step).one().shape) if narrow else bound
             return affine_of(step).forward(full, weight_of(step, weights))
