@@ -19,7 +19,7 @@ PEERS := .venv-peers
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types check slices coverage peers browser clean
+.PHONY: help demo test lint format types check slices language coverage fuzz-models bench peers browser clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -46,14 +46,25 @@ types: $(VENV)/.dev  ## type check, strict
 
 check: lint types test  ## what has to pass before a change lands
 
-slices: $(ZOO)/.done  ## ten real architectures under every composite: a slice of `make coverage` for CI
+slices: $(ZOO)/.done  ## real architectures, a short list: slices of `make coverage` for CI
 	$(ZOO)/bin/python benchmarks/coverage.py --slice ci $(FRESH)
+	$(ZOO)/bin/python benchmarks/everything.py --slice ci $(FRESH)
 
-coverage: $(ZOO)/.done  ## every convolutional family of torchvision and timm; writes docs/coverage.md
+language: $(ZOO)/.done  ## decoders and image towers of transformers: precisions, padding, patches
+	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py
+
+coverage: $(ZOO)/.done  ## every architecture; writes docs/coverage.md and docs/architectures.md (hours)
 	$(ZOO)/bin/python benchmarks/coverage.py
+	$(ZOO)/bin/python benchmarks/everything.py
 
-peers: $(PEERS)/.done  ## agreement with zennit, captum and autolrp, and their failure cases
-	$(PEERS)/bin/python -m pytest benchmarks/test_peers.py
+fuzz-models: $(VENV)/.test  ## 3,000 random networks from every operation
+	DEEPTAYLOR_FUZZ=3000 $(PY) -m pytest -n $(JOBS) tests/test_generated_models.py
+
+bench: $(ZOO)/.done  ## what attention models cost against gradient x input; writes docs/bench.md
+	$(ZOO)/bin/python benchmarks/bench.py
+
+peers: $(PEERS)/.done  ## agreement with zennit, captum, autolrp and LXT, and their failure cases
+	$(PEERS)/bin/python -m pytest benchmarks/test_peers.py benchmarks/test_lxt.py
 
 browser: $(VENV)/.demo $(VENV)/.test  ## the report in a real Chromium, where there is one
 	$(PY) -m pytest -m browser tests/test_report.py
@@ -87,7 +98,7 @@ $(ZOO)/.done: $(VENV)/.test
 	$(PYTHON) -m venv $(ZOO)
 	@$(call borrow,$(ZOO))
 	$(ZOO)/bin/python -m pip install $(PIP_OPTIONS) --no-deps torchvision timm
-	$(ZOO)/bin/python -m pip install $(PIP_OPTIONS) pyyaml huggingface_hub
+	$(ZOO)/bin/python -m pip install $(PIP_OPTIONS) pyyaml huggingface_hub transformers==5.23.0
 	@touch $@
 
 # zennit 1.0.0 asks for Python 3.11.11 and runs on any 3.11; without --ignore-requires-python an older zennit would be taken.
@@ -95,7 +106,7 @@ $(PEERS)/.done: $(VENV)/.test
 	$(PYTHON) -m venv $(PEERS)
 	@$(call borrow,$(PEERS))
 	$(PEERS)/bin/python -m pip install $(PIP_OPTIONS) --no-deps torchvision
-	$(PEERS)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --ignore-requires-python zennit==1.0.0 captum==0.9.0 autolrp==0.2.0
+	$(PEERS)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --ignore-requires-python zennit==1.0.0 captum==0.9.0 autolrp==0.2.0 lxt==2.1
 	$(PEERS)/bin/python -m pip install $(PIP_OPTIONS) scipy click tqdm
 	@touch $@
 

@@ -278,6 +278,16 @@ def test_attn_lrp_needs_no_matrix_product_beyond_those_of_one_gradient(fused: bo
     assert sum(call.multiplications for call in ours.calls) <= sum(call.multiplications for call in gradient.calls)
 
 
+def test_relevance_per_patch_adds_up_pixels_and_channels() -> None:
+    images = torch.randn(2, 3, 8, 12)
+    result = dt.explain(lambda x: x.flatten(1)[:, :5] + x.sum((1, 2, 3))[:, None], images, target=[[0, 1], [2, 3]])
+    patches = result.per_patch(4)
+    assert patches.shape == (2, 2, 2, 3)
+    assert torch.allclose(patches[:, :, 1, 2], result.relevance[..., 4:, 8:].sum((2, 3, 4)), atol=1e-5)
+    with pytest.raises(dt.errors.InputError, match="8 x 12"):
+        result.per_patch(5)
+
+
 def test_tangent_is_a_named_rule_for_activations() -> None:
     x = tensor(2.0, -1.0)[None]
     tangent = dt.Composite([(dt.composites.role("activation"), Tangent())])

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import FileFormatError
+from .errors import FileFormatError, InputError
 from .ledger import Ledger, LedgerRow
 from .plan import PlanTable, Row
 
@@ -42,6 +42,20 @@ class Attribution:
         """The relevance of the explained input, or a dict by input name where there are several."""
         values = list(self.relevances.values())
         return values[0] if len(values) == 1 else dict(self.relevances)
+
+    def per_patch(self, size: int) -> Tensor:
+        """Relevance of images summed over channels and patches of `size` pixels: (N, rows, columns), or (N, K, …).
+
+        Raises:
+            InputError: the explained input is no image, or its sides are no multiples of `size`.
+        """
+        relevance = self.relevance
+        if not isinstance(relevance, Tensor) or relevance.dim() < 4 or size < 1:
+            raise InputError("patches need one explained input of images, shape (N, channels, height, width)")
+        height, width = relevance.shape[-2:]
+        if height % size or width % size:
+            raise InputError(f"images of {height} x {width} pixels do not divide into patches of {size}")
+        return relevance.sum(-3).unflatten(-2, (-1, size)).unflatten(-1, (-1, size)).sum((-3, -1))
 
     def plot(self, **options: Any) -> Any:
         """A matplotlib figure of the relevance of images, summed over channels; see `deeptaylor.plots.heatmap`."""

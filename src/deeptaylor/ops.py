@@ -158,6 +158,7 @@ declare(
     aten.unflatten.int, aten.permute.default, aten.transpose.int, aten.t.default, aten.movedim.int,
     aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.expand.default,
     aten.repeat.default, aten.repeat_interleave.self_int, aten.tile.default,
+    aten.embedding.default,
     aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.index.Tensor, aten.index_select.default,
     aten.gather.default, aten.roll.default, aten.flip.default, aten.rot90.default, aten.split.Tensor,
     aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int, aten.clone.default, aten.alias.default,

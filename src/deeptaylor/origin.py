@@ -33,7 +33,8 @@ def graph_of(model: Any, call: Call, head: Head | None, batch: int, record: bool
         return canonize(_program_graph(model, call))
     output, state = own_output(model, call, head), live_state(model)
     if record:
-        graph = record_graph(model, call, head, known)
+        with _buffers_kept(model):
+            graph = record_graph(model, call, head, known)
     else:
         sizes = tuple((name, t.dtype, t.device, tuple(t.shape)) for name, t in call.tensors.items())
         graph = kept(model, (call.signature(), sizes, head), lambda: _traced(model, call, head, batch, state))
@@ -53,20 +54,34 @@ def _traced(model: Any, call: Call, head: Head | None, batch: int, state: Mappin
 def _holds_for_more(
     graph: Graph, model: Any, call: Call, head: Head | None, batch: int, state: Mapping[str, Tensor]
 ) -> bool:
-    """Whether a graph's output is the model's also for one sample more than it was traced with."""
-    more = {
-        name: torch.cat([t, t, t[:1]][batch > 1 :]) if t.dim() and t.shape[0] == batch else t
-        for name, t in call.tensors.items()
-    }
+    """Whether a graph's output is the model's also for more samples than it was traced with.
+
+    Raises:
+        InputError: the outputs of the samples at hand depend on the others.
+    """
+    more = {name: _flanked(t) if t.dim() and t.shape[0] == batch else t for name, t in call.tensors.items()}
     wider = Call(more, call.leaves, call.spec)
     try:
-        output = own_output(model, wider, head)
+        output, alone = own_output(model, wider, head), own_output(model, call, head)
     except InputError:  # the model itself takes no other batch
+        return False
+    off = _distance(output[1:-1], alone) if alone.dim() and alone.shape[0] == batch else 0.0
+    if off > _tolerance(output.dtype) and batch > 1:
+        raise InputError(
+            f"the model mixes the samples of a batch: with others beside them, their outputs differ by {off:.2g} of "
+            "the largest; explain one sample at a time"
+        )
+    if off > _tolerance(output.dtype):
         return False
     try:
         return _distance(execute(graph, more, state), output) <= _tolerance(output.dtype)
     except (RuntimeError, IndexError):
         return False
+
+
+def _flanked(batch: Tensor) -> Tensor:
+    """A batch between two samples more: its own first and last one, the values of each moved by one place."""
+    return torch.cat([batch[-1:].roll(1, -1), batch, batch[:1].roll(1, -1)])
 
 
 @contextmanager

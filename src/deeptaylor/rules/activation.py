@@ -25,6 +25,12 @@ class Secant(Rule):
     roles: ClassVar[tuple[Role, ...]] = ("activation",)
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
+        if step.x.is_complex():  # R = Re(c̄ x), so c = R x/|x|²
+            size = step.x.abs().square()
+            c = relevance.total(step.z) * step.x / size.masked_fill(size == 0, float("inf"))
+            return Redistribution(
+                (Relevance(c, product=True),), {"rule": lambda: relevance.total(step.z) * (size == 0)}
+            )
         if not step.op.at_zero:
             return Redistribution((self._through(step, relevance),))
         zero = step.memo.get("phi(0)", lambda: torch.nan_to_num(step.offset(), posinf=0.0, neginf=0.0))

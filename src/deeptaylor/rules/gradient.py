@@ -31,7 +31,7 @@ class Gradient(Rule):
             absorbed: Any = {"bias": lambda: c * step.affine.bias} if step.affine.bias is not None else {}
             return Redistribution((message,), absorbed)
         c = relevance.over(step.z, step.z, 0.0)
-        if step.op.role == "activation":  # elementwise, and some have no second derivative
+        if step.op.role == "activation" and not step.is_complex:  # elementwise, and some have no second derivative
             slope = step.vjp(torch.ones_like(step.z))[0]
             return Redistribution(
                 (Relevance(slope * c, product=True),), {"rule": lambda: taken(c, step.z - slope * step.x)}
