@@ -148,7 +148,7 @@ def _decompose_unknown(graph: Graph, program: Any, known: Callable[[Any], bool],
         return graph
     table = {**torch._decomp.decomposition_table, **torch.export.default_decompositions()}
     whole, _ = opened(left, graph, program)
-    if unknown(whole) <= left:
+    if unknown(whole) < left:
         return whole
     for (
         op
