@@ -107,8 +107,8 @@ class Gates:
        read-out weights.
     """
 
-    def __init__(self, facts: Mapping[str, Facts]) -> None:
-        self.facts = facts
+    def __init__(self, graph: Graph, facts: Mapping[str, Facts]) -> None:
+        self.graph, self.facts = graph, facts
         self.bits: dict[str, int] = {}
         """By name: itself and everything that it is computed from, a bit each."""
         self.mixed: set[str] = set()
@@ -150,7 +150,7 @@ class Gates:
     def residual(self, name: str) -> bool:
         """Whether a node adds to a value something computed from it."""
         fact = self.facts[name]
-        if fact.op is None or fact.op.role != "sum" or len(set(fact.sources)) != 2:
+        if self.graph[name].short != "add" or len(set(fact.sources)) != 2:
             return False
         a, b = fact.sources[:2]
         return self._above(a, b) or self._above(b, a)

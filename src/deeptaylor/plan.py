@@ -189,7 +189,7 @@ def make_plan(graph: Graph, explained: Mapping[str, bool], composite: Composite 
     facts = facts_of(graph, [node for source in sources for node in source.nodes])
     if graph.output.name not in facts and graph.output.name not in explained:
         raise InputError(f"the output does not depend on the explained inputs ({', '.join(explained)})")
-    gates = Gates(facts)
+    gates = Gates(graph, facts)
     places = _places(graph, facts, gates)
     if not isinstance(composite, Composite):
         composite = composite(list(places.values()))

@@ -28,16 +28,20 @@ class Gradient(Rule):
         if step.affine is not None:
             c = relevance.over(step.z, step.z, 0.0)
             message = Relevance(step.affine.transpose(c, step.affine.weight), product=True)
-            absorbed: Any = {"bias": lambda: c * step.affine.bias} if step.affine.bias is not None else {}
+            bias = step.affine.bias
+            absorbed: Any = {"rule": lambda: relevance.beyond(c, step.z, step.z)}
+            if bias is not None:
+                absorbed["bias"] = lambda: c * bias
             return Redistribution((message,), absorbed)
         c = relevance.over(step.z, step.z, 0.0)
         if step.op.role == "activation" and not step.is_complex:  # elementwise, and some have no second derivative
             slope = step.vjp(torch.ones_like(step.z))[0]
             return Redistribution(
-                (Relevance(slope * c, product=True),), {"rule": lambda: taken(c, step.z - slope * step.x)}
+                (Relevance(slope * c, product=True),),
+                {"rule": lambda: relevance.total(step.z) - taken(c, slope * step.x)},
             )
         messages = tuple(Relevance(g, product=True) for g in step.vjp(c))
-        return Redistribution(messages, {_cause(step): lambda: taken(c, step.z) - taken(c, step.linear_part())})
+        return Redistribution(messages, {_cause(step): lambda: relevance.total(step.z) - taken(c, step.linear_part())})
 
 
 def _cause(step: Step) -> Any:
