@@ -6,7 +6,7 @@ A recipe prints as the expression that makes it, so that one that failed can be 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from random import Random
 from typing import Any
@@ -190,7 +190,7 @@ def recipes(draw: st.DrawFn, most: int = 5) -> Recipe:
     """Recipes of sound networks: one to three inputs, perhaps one of integers, up to `most` steps, blocks among them.
 
     Every step is drawn by a random generator of its own, whose seed hypothesis draws: left to choose each move,
-    hypothesis repeats itself (126 of 302 moves in 200 networks). A failure shrinks by leaving steps out.
+    hypothesis repeats itself (126 of 302 moves in 200 networks).
     """
     chance = Random(draw(NUMBERS))
     inputs = tuple(chance.choice(SHAPES) for _ in range(chance.choice([1, 1, 1, 2, 3])))
@@ -229,3 +229,32 @@ def _step(chance: Random, recipe: Recipe, net: Net, deep: bool) -> Step:
     like = chance.choice(known) if known and kind > 0.8 else -1
     name = chance.choice(NAMES[rank]) if like < 0 else recipe.steps[like].move
     return Step(name, (source, *(chance.randrange(len(shapes)) for _ in range(MOVES[name].sources - 1))), like)
+
+
+def smaller(recipe: Recipe) -> Iterator[Recipe]:
+    """Recipes with a step less, or a block opened, or every input explained; not all of them are sound."""
+    first = len(recipe.inputs) + recipe.ids
+    for k in reversed(range(len(recipe.steps))):
+        step = recipe.steps[k]
+        yield replace(recipe, steps=_without(recipe.steps, k, first))
+        bodies = [_without(step.body, n, 1) for n in range(len(step.body))] if len(step.body) > 1 else []
+        simpler = [replace(step, body=body) for body in bodies]
+        simpler += [replace(step, move="residual")] if step.move == "again" else []
+        for one in simpler:
+            yield replace(recipe, steps=(*recipe.steps[:k], one, *recipe.steps[k + 1 :]))
+    if recipe.held:
+        yield replace(recipe, held=())
+
+
+def _without(steps: tuple[Step, ...], k: int, first: int) -> tuple[Step, ...]:
+    """The steps but number k, whose readers read its source instead; values of steps are numbered from `first`."""
+
+    def renumbered(source: int) -> int:
+        source = steps[k].sources[0] if source == first + k else source
+        return source - 1 if source > first + k else source
+
+    def shared(like: int) -> int:
+        return -1 if like == k else like - 1 if like > k else like
+
+    kept = (step for number, step in enumerate(steps) if number != k)
+    return tuple(replace(step, sources=tuple(map(renumbered, step.sources)), like=shared(step.like)) for step in kept)

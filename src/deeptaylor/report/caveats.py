@@ -54,6 +54,26 @@ CAVEATS = {
         f"As epsilon-alpha2-beta1, but {_FLAT}.",
         f"{_TWO_ONE} Detail finer than the first layer's window was spread on purpose.",
     ),
+    "attn-lrp": Caveat(
+        "Attention is taken apart: its weights (softmax, expanded at their scores) and its values get half of the "
+        "relevance each, and so do the two sides of a gate; norms only scale.",
+        "What softmax's expansion leaves over is booked, not shown. Where the two branches of a residual sum cancel, "
+        "both are shown large; res-lrp was made for that.",
+    ),
+    "cp-lrp": Caveat(
+        "Attention weights, gates and norms are taken as constants: relevance follows the values alone.",
+        "It does not say why the network attended where it did. Queries, keys and gates get nothing by definition.",
+    ),
+    "res-lrp": Caveat(
+        "As attn-lrp, but a residual sum favours the branch of its own sign (γ = 1), so that cancelling branches do "
+        "not blow up.",
+        "γ = 1 is a convention. What softmax's expansion leaves over is booked, not shown.",
+    ),
+    "mamba-lrp": Caveat(
+        "What selects a state (step sizes, input and read-out weights) is taken as a constant; the output gate gets "
+        "half.",
+        "It does not say why the network kept or forgot what it did: the selection gets nothing by definition.",
+    ),
     "epsilon-gamma-box": Caveat(
         "Convolutions favour what supported them by a quarter (γ = 0.25), dense layers pass on in proportion (ε), and "
         "the pixels are measured against the darkest and the brightest possible pixel (z^B).",

@@ -257,7 +257,8 @@ class ZBox(AffineRule):
         def denominator() -> Tensor:
             corners = self._corners(step, low, high)
             z = native - corners
-            return torch.where(z <= NOISE * torch.finfo(z.dtype).eps * (native.abs() + corners.abs()), 0.0, z)
+            size = native.abs() + corners.abs() + cast(Tensor, step.z).abs()  # native is z without its bias
+            return torch.where(z <= NOISE * torch.finfo(z.dtype).eps * size, 0.0, z)
 
         return redistribute(step, relevance, parts, denominator=denominator)
 

@@ -41,6 +41,10 @@ class Gradient(Rule):
                 {"rule": lambda: relevance.total(step.z) - taken(c, slope * step.x)},
             )
         messages = tuple(Relevance(g, product=True) for g in step.vjp(c))
+        if step.op.role == "product" and len(step.xs) == 1 and not step.op.attends:  # Euler: J·x is the degree times z
+            return Redistribution(
+                messages, {"rule": lambda: relevance.total(step.z) - taken(c, step.op.degree * step.z)}
+            )
         return Redistribution(messages, {_cause(step): lambda: relevance.total(step.z) - taken(c, step.linear_part())})
 
 
