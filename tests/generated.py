@@ -186,7 +186,7 @@ NUMBERS = st.integers(0, 2**24)
 
 
 @st.composite
-def recipes(draw: st.DrawFn, most: int = 5) -> Recipe:
+def recipes(draw: st.DrawFn, most: int) -> Recipe:
     """Recipes of sound networks: one to three inputs, perhaps one of integers, up to `most` steps, blocks among them.
 
     Every step is drawn by a random generator of its own, whose seed hypothesis draws: left to choose each move,
