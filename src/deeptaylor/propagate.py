@@ -104,7 +104,7 @@ def _step(node: Node, assignment: Assignment, args: Any, kwargs: Any, cache: Cac
 
     # a fresh tensor object per argument: x * x is a product of two
     xs = tuple(leaves[i].detach() for i in assignment.leaves)
-    function = call(torch.ops.aten.clone.default if node.op is torch.ops.aten.detach.default else node.op)
+    function = call(torch.ops.aten.alias.default if _copies(node) else node.op)
     linearized = call(op.linearized) if op.linearized is not None else None
     known: dict[str, Any] = {
         "nonnegative": assignment.nonnegative,
@@ -126,6 +126,11 @@ def _step(node: Node, assignment: Assignment, args: Any, kwargs: Any, cache: Cac
     if value is not None:
         return step, value
     return step, (z, *further) if op.first else z
+
+
+def _copies(node: Node) -> bool:
+    """Whether an operation gives its argument as it is, so that no copy has to be made; the graph writes nowhere."""
+    return node.op is torch.ops.aten.detach.default or (node.op is torch.ops.aten.clone.default and not node.kwargs)
 
 
 def _wide(value: Any) -> Any:

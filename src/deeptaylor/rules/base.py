@@ -43,8 +43,7 @@ class Relevance:
         """
         exact = isinstance(epsilon, float) and epsilon == 0
         if self.product and z is value:
-            size = z.abs()
-            return self.tensor if exact else self.tensor * (size / (size + epsilon))
+            return self.tensor if exact else self.tensor * (z.abs() / (z.abs() + epsilon))
         if z.is_complex():
             return self.total(value) * z / z.abs().square().masked_fill(z == 0, float("inf"))
         if exact:
