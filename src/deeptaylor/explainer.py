@@ -107,7 +107,8 @@ class Explainer:
         plan = self._plan(call)
         with plain_torch():
             tensors = {name: t.detach().clone() if t.is_inference() else t.detach() for name, t in call.tensors.items()}
-            again = partial(forward, plan, tensors, live_state(self.model))
+            given = isinstance(target, Tensor) and target.is_floating_point()  # R and not c: divided by values
+            again = partial(forward, plan, tensors, live_state(self.model), full=ledger or given)
             run = again()
             seeds = resolve(target, run.output)
             _check_output(run.output)
@@ -199,7 +200,9 @@ class Explainer:
             one = {name: t[n : n + 1] if t.dim() and t.shape[0] == batch else t for name, t in call.tensors.items()}
             single = Call(one, call.leaves, call.spec)
             plan = self._plan(single)
-            again = partial(forward, plan, {name: t.detach() for name, t in one.items()}, live_state(self.model))
+            again = partial(
+                forward, plan, {name: t.detach() for name, t in one.items()}, live_state(self.model), full=True
+            )
             run = again()
             own = (
                 target[n : n + 1]
@@ -281,7 +284,7 @@ def _inner_names(plan: Plan, wanted: Sequence[str]) -> dict[str, str]:
 def _total(relevance: Mapping[str, Any], run: Forward, name: str) -> Tensor:
     """R of one value; zero where no relevance arrived."""
     arrived = relevance.get(name)
-    value: Tensor = run.values[name]
+    value: Tensor = run.value(name)
     return torch.zeros_like(value) if not isinstance(arrived, Relevance) else arrived.total(value)
 
 

@@ -65,6 +65,8 @@ class Op:
     """Positions of arguments of which only the shape or the type is read."""
     instead: Callable[[Arguments], Op | None] | None = None
     """What it is for some arguments, or None."""
+    kept: bool = False
+    """sum, rearrange: its output is kept for the way back, because it takes long to make again."""
     first: bool = False
     """Of several outputs only the first carries relevance."""
     refuse: Callable[[Arguments], str] | None = None
@@ -184,7 +186,7 @@ declare(
     "rearrange",
     aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, aten.max.default, aten.amax.default,
     aten.min.default, aten.amin.default, aten.median.default,
-    nonnegative="keep",
+    nonnegative="keep", kept=True,
 )  # fmt: skip
 declare(
     "rearrange",
@@ -192,7 +194,7 @@ declare(
     aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default,
     aten.max.dim, aten.min.dim, aten.topk.default, aten.sort.default, aten.sort.stable, aten.median.dim,
     aten.nanmedian.dim, aten.kthvalue.default, aten.mode.default, aten.cummax.default, aten.cummin.default,
-    nonnegative="keep", first=True,
+    nonnegative="keep", kept=True, first=True,
 )  # fmt: skip
 declare("rearrange", aten.expand_as.default, aten.type_as.default, nonnegative="keep", ignores=(1,))
 declare(
@@ -216,7 +218,7 @@ declare(
 declare(
     "rearrange",
     aten.maximum.default, aten.minimum.default, aten.max.other, aten.min.other, aten.fmax.default, aten.fmin.default,
-    single=HINGE,
+    single=HINGE, kept=True,
 )  # fmt: skip
 
 # --- sum: shared in proportion ---------------------------------------------
@@ -248,6 +250,7 @@ declare(
     aten.fft_ihfft.default, aten.fft_fftshift.default, aten.fft_ifftshift.default, aten._fft_r2c.default,
     aten._fft_c2r.default, aten._fft_c2c.default, aten._conj.default, aten.conj_physical.default,
     aten._conj_physical.default, aten.resolve_conj.default,
+    kept=True,
 )  # fmt: skip
 declare("sum", aten._native_batch_norm_legit_no_training.default, coefficients="single", offset=True, first=True)
 declare("sum", aten.batch_norm.default, coefficients="single", offset=True, refuse=_training_norm)

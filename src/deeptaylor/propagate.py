@@ -18,9 +18,8 @@ from .rules import Redistribution, Relevance, Rule
 from .rules.gradient import HeldConstant
 from .rules.rearrange import Move
 from .rules.redistribute import added
-from .step import Cache, Step
+from .step import HALF, Cache, Step, lightened, now, record
 
-HALF = (torch.float16, torch.bfloat16)
 NARROW = (*HALF, torch.float32)
 Observer = Callable[[Step, Any, Redistribution], None]
 """Called after every step with (step, relevance of its output, what the rule did)."""
@@ -32,14 +31,25 @@ class Forward:
 
     steps: dict[str, Step]
     values: dict[str, Any]
-    """By name: the explained inputs (or the embeddings of their ids) and the outputs of all steps."""
+    """By name: the explained inputs (or the embeddings of their ids) and the outputs of all steps; some `Later`."""
     output: Tensor
     inputs: Mapping[str, Tensor]
     """The explained inputs."""
 
+    def value(self, name: str) -> Any:
+        """The value of that name."""
+        return now(self.values[name])
 
-def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor]) -> Forward:
-    """Runs the graph, keeping a `Step` of every operation that relevance will pass."""
+
+def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor], full: bool = False) -> Forward:
+    """Runs the graph, keeping a `Step` of every operation that relevance will pass.
+
+    Args:
+        plan: the graph with its rules.
+        inputs: all inputs by name.
+        state: parameters and buffers by name.
+        full: every value will be asked for, by a ledger for example.
+    """
     env = plan.constants(state) | dict(inputs)
     fixed = set(plan.fixed)
     origins = {node for source in plan.sources for node in source.nodes}
@@ -58,13 +68,15 @@ def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor]) 
                     picked[node.name] = _wide(env[node.name])
             else:
                 cache = plan.caches.setdefault(node.name, Cache()) if assignment.steady else Cache()
-                steps[node.name], env[node.name] = _step(node, assignment, args, kwargs, cache)
+                step, env[node.name] = _step(node, assignment, args, kwargs, cache)
+                sources = [steps.get(name) for name in _sources(node, assignment)]
+                steps[node.name] = lightened(step, sources, full or assignment.rule.reads_values)
             for name in set(node.refs()):
                 if last_use[name] == i and name != plan.graph.output.name:
                     del env[name]
     output = env[plan.graph.output.name]
     explained = {name: inputs[name] for name in plan.explained}
-    values = picked | {name: step.z for name, step in steps.items()} | {n: _wide(x) for n, x in explained.items()}
+    values = picked | {name: step.made for name, step in steps.items()} | {n: _wide(x) for n, x in explained.items()}
     return Forward(steps, values, output, explained)
 
 
@@ -117,15 +129,20 @@ def _step(node: Node, assignment: Assignment, args: Any, kwargs: Any, cache: Cac
         wide_args, wide_kwargs = pytree.tree_unflatten(leaves, spec)
         affine = op.form.build(arguments_of(node.op, wide_args, wide_kwargs), assignment.data)
         z = value if not half else function(*xs)
+        _forget(leaves, assignment)
         return Step(node, op, function, xs, z, affine=affine, **known), value
-    memo = Cache()
-    recorded = Step(node, op, function, xs, None, linearized=linearized, memo=memo, **known)
-    outputs = recorded.recorded()[1]
-    z = outputs.detach() if isinstance(outputs, Tensor) else tuple(out.detach() for out in outputs)
-    step = Step(node, op, function, xs, z, linearized=linearized, memo=memo, **known)
+    recorded, z = record(function, xs)
+    _forget(leaves, assignment)
+    step = Step(node, op, function, xs, z, linearized=linearized, memo=Cache({("recorded", None): recorded}), **known)
     if value is not None:
         return step, value
     return step, (z, *further) if op.first else z
+
+
+def _forget(leaves: list[Any], assignment: Assignment) -> None:
+    """Leaves gaps where `Step.function` will fill in its arguments."""
+    for leaf in assignment.leaves:
+        leaves[leaf] = None
 
 
 def _copies(node: Node) -> bool:
@@ -176,7 +193,7 @@ def backward(
             observe(step, arrived, result)
         for source, message in zip(_sources(node, assignment), result.messages, strict=True):
             if message is not None:
-                _add(relevance, source, message, run.values)
+                _add(relevance, source, message, run)
     return relevance
 
 
@@ -196,7 +213,7 @@ def _ruled(rule: Rule, step: Step, arrived: Relevance) -> Redistribution:
 def _several(step: Step, assignment: Assignment, arrived: Mapping[int, Relevance]) -> Redistribution:
     """An operation with several outputs (split, unbind): relevance moves from all of them at once."""
     if isinstance(assignment.rule, HeldConstant):
-        return Redistribution((None,) * len(step.xs))
+        return Redistribution((None,) * len(step.taken))
     if step.op.role != "rearrange":
         raise DeepTaylorError(f"{step.node.kind} has several outputs that carry relevance, and the role {step.op.role}")
     return Move().several(step, [arrived.get(i) for i in range(len(step.z))], step.z)
@@ -211,7 +228,7 @@ def _into_slot(plan: Plan, run: Forward, relevance: dict[str, Any], node: Node) 
         return
     slots = relevance.setdefault(source, {})
     arrived, value = relevance[node.name], step.z[number]
-    slots[number] = slots[number].plus(arrived, value) if number in slots else arrived
+    slots[number] = slots[number].plus(arrived, lambda: value) if number in slots else arrived
 
 
 def _sources(node: Node, assignment: Assignment) -> list[str]:
@@ -219,6 +236,6 @@ def _sources(node: Node, assignment: Assignment) -> list[str]:
     return [leaves[i].name for i in assignment.leaves]
 
 
-def _add(relevance: dict[str, Any], name: str, message: Relevance, values: Mapping[str, Any]) -> None:
+def _add(relevance: dict[str, Any], name: str, message: Relevance, run: Forward) -> None:
     held = relevance.get(name)
-    relevance[name] = message if held is None else held.plus(message, values[name])
+    relevance[name] = message if held is None else held.plus(message, lambda: run.value(name))

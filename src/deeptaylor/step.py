@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .affine import Affine
@@ -15,6 +16,7 @@ from .graph import Node
 from .ops import Op
 
 Function = Callable[..., Any]
+HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -28,6 +30,46 @@ class Cache:
         if key not in self.held:
             self.held[key] = make()
         return self.held[key]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The autograd graph of one operation, without the values that only autograd's caller would want."""
+
+    leaves: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    """Gradient edges; None where an output does not depend on the leaves."""
+
+
+def record(function: Function, xs: Sequence[Tensor]) -> tuple[Recorded, Any]:
+    """The graph of `function` at `xs`, and what it returns."""
+    roots = [x.detach().requires_grad_() for x in xs]
+    with torch.enable_grad():
+        leaves = [root.view_as(root) for root in roots]
+        result = function(*leaves)
+    several = (result,) if isinstance(result, Tensor) else result
+    edges = [get_gradient_edge(out) if out.requires_grad else None for out in several]
+    for root in roots:  # it lives as long as the graph; its values need not
+        root.data = root.new_empty(()).expand(root.shape)
+    detached = tuple(out.detach() for out in several)
+    recorded = Recorded(tuple(get_gradient_edge(leaf) for leaf in leaves), tuple(edges))
+    return recorded, detached[0] if isinstance(result, Tensor) else detached
+
+
+@dataclass(frozen=True)
+class Later:
+    """A value that is not kept: the output of a cheap linear operation, made again where somebody asks for it."""
+
+    step: Step
+
+    def now(self) -> Tensor:
+        made: Tensor = self.step.memo.get("again", lambda: self.step.function(*self.step.xs))
+        return made
+
+
+def now(value: Any) -> Any:
+    """A value, whether it was kept or not."""
+    return value.now() if isinstance(value, Later) else value
 
 
 @dataclass(frozen=True)
@@ -55,10 +97,10 @@ class Step:
     op: Op
     function: Function
     """The operation as a function of the arguments that carry relevance, everything else fixed."""
-    xs: tuple[Tensor, ...]
-    """The arguments that carry relevance."""
-    z: Any
-    """The output: a tensor, or a tuple of them."""
+    taken: tuple[Tensor | Later, ...]
+    """The arguments that carry relevance, or how to make them again; `xs` reads them."""
+    made: Any
+    """The output, a tensor or a tuple of them, or how to make it again; `z` reads it."""
     linearized: Function | None = None
     """normalization: `function` with its statistics held constant."""
     affine: Affine | None = None
@@ -76,6 +118,16 @@ class Step:
     """Kept for this forward pass: denominators shared by several targets."""
 
     @property
+    def xs(self) -> tuple[Tensor, ...]:
+        """The arguments that carry relevance."""
+        return tuple(now(x) for x in self.taken)
+
+    @property
+    def z(self) -> Any:
+        """The output: a tensor, or a tuple of them."""
+        return now(self.made)
+
+    @property
     def x(self) -> Tensor:
         """The only argument that carries relevance."""
         return self.xs[0]
@@ -85,15 +137,9 @@ class Step:
         """Whether a value here is complex; relevance of those is kept in product form."""
         return any(isinstance(value, Tensor) and value.is_complex() for value in (self.z, *self.xs))
 
-    def recorded(self, function: Function | None = None) -> tuple[tuple[Tensor, ...], Any]:
-        """(leaves, outputs) of a local autograd graph of this one operation, built once."""
-
-        def record() -> tuple[tuple[Tensor, ...], Any]:
-            leaves = tuple(x.detach().requires_grad_() for x in self.xs)
-            with torch.enable_grad():
-                return leaves, (function or self.function)(*leaves)
-
-        return self.memo.get(("recorded", function), record)
+    def recorded(self, function: Function | None = None) -> Recorded:
+        """A local autograd graph of this one operation, built once."""
+        return self.memo.get(("recorded", function), lambda: record(function or self.function, self.xs)[0])
 
     def vjp(
         self,
@@ -102,18 +148,20 @@ class Step:
         only: Sequence[int] | None = None,
     ) -> tuple[Tensor, ...]:
         """Jᵀ·cotangent for every x (or those in `only`), J the Jacobian at x of the operation or of `function`."""
-        every, outputs = self.recorded(function)
-        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        recorded = self.recorded(function)
         cotangents = (cotangent,) if isinstance(cotangent, Tensor) else cotangent
-        pairs = [(out, c) for out, c in zip(outputs, cotangents, strict=False) if c is not None and out.requires_grad]
-        xs = [self.xs[i] for i in only] if only is not None else list(self.xs)
-        leaves = [every[i] for i in only] if only is not None else list(every)
-        if not pairs:
-            return tuple(torch.zeros_like(x) for x in xs)
-        grads = torch.autograd.grad(
-            [out for out, _ in pairs], leaves, [c for _, c in pairs], retain_graph=True, allow_unused=True
-        )
-        return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(grads, xs, strict=True))
+        pairs = [(o, c) for o, c in zip(recorded.outputs, cotangents, strict=False) if None not in (o, c)]
+        chosen = range(len(self.taken)) if only is None else only
+        grads: Sequence[Tensor | None] = [None] * len(chosen)
+        if pairs:
+            grads = torch.autograd.grad(
+                [out for out, _ in pairs],
+                [recorded.leaves[i] for i in chosen],
+                [c for _, c in pairs],
+                retain_graph=True,
+                allow_unused=True,
+            )
+        return tuple(torch.zeros_like(self.xs[i]) if g is None else g for g, i in zip(grads, chosen, strict=True))
 
     def linear_part(self, function: Function | None = None, weights: Mapping[int, float] | None = None) -> Tensor:
         """J·x: what of z is linear in the xs, for operations with one output; or Σ weight_i J_i·x_i over some of them.
@@ -139,3 +187,27 @@ class Step:
     def offset(self) -> Tensor:
         """The operation's output where all data are 0: what its constants add."""
         return self.memo.get("offset", lambda: self.function(*(torch.zeros_like(x) for x in self.xs)))
+
+
+def lightened(step: Step, sources: Sequence[Step | None], values_are_read: bool) -> Step:
+    """The step without what can be made again and will hardly be asked for.
+
+    Sums and rearrangements pass c on without a look at their values, and so do affine operations under LRP-0.
+    What other operations take is kept: autograd holds it anyway.
+
+    Args:
+        step: the step as it ran.
+        sources: the steps that made its `xs`, where steps did.
+        values_are_read: whether its rule looks at values where relevance is in product form.
+    """
+    if any(isinstance(value, Tensor) and value.dtype in HALF for value in (step.made, *step.taken)):
+        return step
+    cheap = step.op.role in ("sum", "rearrange") and not step.op.kept and not step.op.first
+    if values_are_read or not isinstance(step.made, Tensor) or not (cheap or step.affine is not None):
+        return step
+    taken = tuple(
+        source.made if source is not None and isinstance(source.made, Later) else x
+        for source, x in zip(sources, step.taken, strict=True)
+    )
+    bare = replace(step, taken=taken, made=None)
+    return replace(bare, made=Later(bare))

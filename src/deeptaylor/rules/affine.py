@@ -53,6 +53,10 @@ class LRPZero(AffineRule):
 
     bias: Bias = "absorb"
 
+    @property
+    def reads_values(self) -> bool:
+        return self.bias != "absorb"
+
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         return redistribute(step, relevance, [Part(IDENTITY, SAME)], bias=self.bias)
 
@@ -195,7 +199,7 @@ class AlphaBeta(AffineRule):
         if self.beta == 0:
             return given
         taken = redistribute(step, Relevance(-beta * total), minus, bias=bias, epsilon=epsilon)
-        message = cast(Relevance, given.messages[0]).plus(cast(Relevance, taken.messages[0]), step.x)
+        message = cast(Relevance, given.messages[0]).plus(cast(Relevance, taken.messages[0]), lambda: step.x)
         absorbed: dict[Any, Callable[[], Tensor]] = {}
         for part in (given, taken):
             for cause, amount in part.absorbed.items():

@@ -55,11 +55,15 @@ class Relevance:
         total = self.total(value)
         return torch.zeros_like(total) if s is self.tensor and z is value else total - taken(s, z)
 
-    def plus(self, other: Relevance, value: Tensor) -> Relevance:
-        """The sum of two messages to one tensor."""
+    def plus(self, other: Relevance, value: Callable[[], Tensor]) -> Relevance:
+        """The sum of two messages to one tensor, whose value is asked for only where their forms differ."""
         if self.product == other.product:
             return Relevance(self.tensor + other.tensor, self.product)
-        return Relevance(self.total(value) + other.total(value))
+        return Relevance(self.total(value()) + other.total(value()))
+
+    def per(self, step: Step) -> Tensor:
+        """c = R / z of a step's output, without a look at z where the relevance is c already."""
+        return self.tensor if self.product else self.over(step.z, step.z, 0.0)
 
 
 def taken(c: Tensor, value: Tensor) -> Tensor:
@@ -91,6 +95,14 @@ class Rule(ABC):
     """
 
     roles: ClassVar[tuple[Role, ...]] = ()
+
+    @property
+    def reads_values(self) -> bool:
+        """Whether `__call__` looks at a sum's, a rearrangement's or an affine operation's values in product form.
+
+        Where it does not, they are not kept for the way back.
+        """
+        return True
 
     @abstractmethod
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:

@@ -24,16 +24,20 @@ class Gradient(Rule):
         "rearrange", "sum", "affine", "activation", "product", "normalization", "softmax",
     )  # fmt: skip
 
+    @property
+    def reads_values(self) -> bool:
+        return False
+
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         if step.affine is not None:
-            c = relevance.over(step.z, step.z, 0.0)
+            c = relevance.per(step)
             message = Relevance(step.affine.transpose(c, step.affine.weight), product=True)
             bias = step.affine.bias
             absorbed: Any = {"rule": lambda: relevance.beyond(c, step.z, step.z)}
             if bias is not None:
                 absorbed["bias"] = lambda: c * bias
             return Redistribution((message,), absorbed)
-        c = relevance.over(step.z, step.z, 0.0)
+        c = relevance.per(step)
         if step.op.role == "activation" and not step.is_complex:  # elementwise, and some have no second derivative
             slope = step.vjp(torch.ones_like(step.z))[0]
             return Redistribution(
@@ -41,7 +45,9 @@ class Gradient(Rule):
                 {"rule": lambda: relevance.total(step.z) - taken(c, slope * step.x)},
             )
         messages = tuple(Relevance(g, product=True) for g in step.vjp(c))
-        if step.op.role == "product" and len(step.xs) == 1 and not step.op.attends:  # Euler: J·x is the degree times z
+        if (
+            step.op.role == "product" and len(step.taken) == 1 and not step.op.attends
+        ):  # Euler: J·x is the degree times z
             return Redistribution(
                 messages, {"rule": lambda: relevance.total(step.z) - taken(c, step.op.degree * step.z)}
             )
@@ -59,7 +65,7 @@ class HeldConstant(Rule):
     roles: ClassVar[tuple[Role, ...]] = Gradient.roles
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
-        return Redistribution((None,) * len(step.xs), {"rule": lambda: relevance.total(torch.as_tensor(step.z))})
+        return Redistribution((None,) * len(step.taken), {"rule": lambda: relevance.total(torch.as_tensor(step.z))})
 
     def receives(self, count: int, factors: Factors) -> tuple[int, ...]:
         return ()

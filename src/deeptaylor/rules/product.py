@@ -33,7 +33,7 @@ class SignalTakesAll(ProductRule):
     readouts: bool = False
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
-        return _shared(step, relevance, _equal(step, self.receives(len(step.xs), step.factors)))
+        return _shared(step, relevance, _equal(step, self.receives(len(step.taken), step.factors)))
 
     def receives(self, count: int, factors: Factors) -> tuple[int, ...]:
         gates = factors.gates if factors.kind < 4 or self.readouts else ()
@@ -49,7 +49,7 @@ class Uniform(ProductRule):
     """
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
-        return _shared(step, relevance, _equal(step, self.receives(len(step.xs), step.factors)))
+        return _shared(step, relevance, _equal(step, self.receives(len(step.taken), step.factors)))
 
     def receives(self, count: int, factors: Factors) -> tuple[int, ...]:
         return _but(count, factors.statistics) or tuple(range(count))
@@ -76,11 +76,11 @@ def _equal(step: Step, receivers: tuple[int, ...]) -> dict[int, float]:
 
 def _shared(step: Step, relevance: Relevance, weights: Mapping[int, float]) -> Redistribution:
     """c_i = weight_i · Jᵀc: shares of z in product form."""
-    s = relevance.over(step.z, step.z, 0.0)
+    s = relevance.per(step)
     receivers = sorted(weights)
     shares = dict(zip(receivers, step.vjp(s, only=receivers), strict=True))
     messages = tuple(
-        Relevance(shares[i] * weights[i], product=True) if i in shares else None for i in range(len(step.xs))
+        Relevance(shares[i] * weights[i], product=True) if i in shares else None for i in range(len(step.taken))
     )
 
     def kept() -> Tensor:
@@ -119,7 +119,7 @@ class StatisticConstant(Rule):
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         function = step.linearized
-        s = relevance.over(step.z, step.z, 0.0)
+        s = relevance.per(step)
         messages = tuple(Relevance(g, product=True) for g in step.vjp(s, function))
         return Redistribution(
             messages,

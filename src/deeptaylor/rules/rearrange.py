@@ -24,6 +24,10 @@ class RearrangeRule(Rule):
 class Move(RearrangeRule):
     """Relevance goes where the value came from; what sits on a constant (padding, a parameter) is booked."""
 
+    @property
+    def reads_values(self) -> bool:
+        return False
+
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         messages = tuple(Relevance(g, relevance.product) for g in step.vjp(relevance.tensor))
         if not step.op.offset:

@@ -21,7 +21,7 @@ from ..affine import Affine
 from ..errors import CompositeError
 from ..step import Step
 from .base import Bias, Redistribution, Relevance
-from .maps import ONE, ONES, SAME, InputMap, WeightMap
+from .maps import IDENTITY, ONE, ONES, SAME, InputMap, WeightMap
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,18 @@ def redistribute(
         epsilon: stabilizer of the denominator, ≥ 0; 0 drops (and books) what meets a denominator of exactly 0.
         denominator: a cheaper way to Σ_i,k a_k b_k, without the bias.
     """
-    affine, value = affine_of(step), cast(Tensor, step.z)
+    affine = affine_of(step)
     native = [part.key for part in parts] == [("x", "w")] and bias != "ignore"
-    z = value if native else denominator_of(step, parts, bias, denominator)
-    s = relevance.over(z, value, epsilon)
+
+    def divisor() -> Tensor:
+        return cast(Tensor, step.z) if native else denominator_of(step, parts, bias, denominator)
+
+    passes = native and relevance.product and not _positive(epsilon)
+    s = relevance.tensor if passes else relevance.over(divisor(), step.z, epsilon)
 
     scaled = [_transpose(step, part, _scaled(part.scale, s)) for part in parts]
     if all(part.inputs.per is not None for part in parts):
-        messages = [_times(part.inputs.ratio(step.x), t) for part, t in zip(parts, scaled, strict=True)]
+        messages = [_times(part.inputs, step, t) for part, t in zip(parts, scaled, strict=True)]
         message = Relevance(total_of(messages), product=True)
     else:
         message = Relevance(total_of([part.inputs.of(step.x) * t for part, t in zip(parts, scaled, strict=True)]))
@@ -71,10 +75,10 @@ def redistribute(
     if bias == "distribute" and affine.bias is not None:
         count = affine.count()
         dealt = s * share * (count > 0) / count.clamp(min=1)
-        message = message.plus(Relevance(affine.spread(dealt).expand_as(step.x)), step.x)
+        message = message.plus(Relevance(affine.spread(dealt).expand_as(step.x)), lambda: step.x)
     # without a stabilizer, only a unit with an empty denominator keeps relevance: its bias alone made it active
     keeper = "stabilizer" if _positive(epsilon) else "rule" if affine.bias is None else "bias"
-    absorbed: dict[Any, Callable[[], Tensor]] = {keeper: lambda: relevance.total(value) - s * z}
+    absorbed: dict[Any, Callable[[], Tensor]] = {keeper: lambda: relevance.total(step.z) - s * divisor()}
     if bias == "distribute" and affine.bias is not None:  # a unit without inputs keeps its share
         absorbed["bias"] = added(absorbed.get("bias"), lambda: s * share * (affine.count() == 0))
     if bias == "absorb" and affine.bias is not None:
@@ -134,7 +138,9 @@ def _scaled(scale: Tensor | float, tensor: Tensor) -> Tensor:
     return tensor if isinstance(scale, float) and scale == 1 else scale * tensor
 
 
-def _times(ratio: Tensor | None, tensor: Tensor) -> Tensor:
+def _times(inputs: InputMap, step: Step, tensor: Tensor) -> Tensor:
+    """a(x)/x times `tensor`, without a look at x where a(x) is x."""
+    ratio = None if inputs is IDENTITY else inputs.ratio(step.x)
     return tensor if ratio is None else ratio * tensor
 
 

@@ -30,16 +30,24 @@ class Proportional(Rule):
     bias: Literal["absorb", "ignore"] = "absorb"
     roles: ClassVar[tuple[Role, ...]] = ("sum", "rearrange")
 
+    @property
+    def reads_values(self) -> bool:
+        return self.epsilon > 0 or self.bias != "absorb"
+
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         if step.op.role == "rearrange":
             return share_by(step.x, step, relevance, self.epsilon)
         if step.op.coefficients == "single" and not relevance.product:
             return unchanged(step, relevance)
-        z, offset = step.z, step.offset() if step.op.offset else None
-        if self.bias == "ignore" and offset is not None:
-            z = step.z - offset
-        s = relevance.over(z, step.z, self.epsilon)
-        absorbed: dict[Cause, Callable[[], Tensor]] = {"stabilizer": lambda: relevance.beyond(s, z, step.z)}
+        offset = step.offset() if step.op.offset else None
+        absorbed: dict[Cause, Callable[[], Tensor]] = {}
+        if self.epsilon == 0 and (self.bias == "absorb" or offset is None):
+            s = relevance.per(step)
+            absorbed["stabilizer"] = lambda: relevance.beyond(s, step.z, step.z)
+        else:
+            z = step.z - offset if self.bias == "ignore" and offset is not None else step.z
+            s = relevance.over(z, step.z, self.epsilon)
+            absorbed["stabilizer"] = lambda: relevance.beyond(s, z, step.z)
         if self.bias == "absorb" and offset is not None:
             absorbed["constant"] = lambda: taken(s, offset)
         return Redistribution(tuple(Relevance(g, product=True) for g in step.vjp(s)), absorbed)
@@ -104,7 +112,7 @@ class ResidualGamma(Rule):
         terms = [step.xs[0], step.xs[1] * alpha if alpha != 1 else step.xs[1]]
         weights = [1 + self.gamma * (x * step.z > 0) for x in terms]
         denominator = weights[0] * terms[0] + weights[1] * terms[1]
-        c = relevance.over(step.z, step.z, 0.0)
+        c = relevance.per(step)
         ratio = torch.where(denominator == 0, 1.0, step.z / denominator.masked_fill(denominator == 0, 1.0)) * c
         factors = (1, alpha)
         messages = tuple(

@@ -1,0 +1,93 @@
+"""What an explanation holds at most, as a ratio to gradient × input: bytes that torch allocates, so the same on every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import deeptaylor as dt
+
+
+def peak(run: Callable[[], Any]) -> int:
+    """Bytes allocated at most while `run` runs, above what is there before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    held = highest = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            highest = max(highest, held)
+    return highest
+
+
+class Rotated(nn.Module):
+    """A decoder block by hand: rotary positions, grouped keys, a gated MLP, root mean squares."""
+
+    def __init__(self, width: int = 96, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.size = heads, width // heads
+        self.q, self.o = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.k, self.v = nn.Linear(width, width // 2, bias=False), nn.Linear(width, width // 2, bias=False)
+        self.gate, self.up = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, 3 * width, bias=False)
+        self.down = nn.Linear(3 * width, width, bias=False)
+        self.first, self.second = nn.RMSNorm(width), nn.RMSNorm(width)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        angle = torch.arange(x.shape[-2])[:, None] / (1 + torch.arange(x.shape[-1]))
+        left, right = x.chunk(2, -1)
+        return x * angle.cos() + torch.cat([-right, left], -1) * angle.sin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        q, k, v = (f(y).unflatten(-1, (-1, self.size)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        k, v = self.rotate(k).repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        y = nn.functional.scaled_dot_product_attention(self.rotate(q), k, v, is_causal=True)
+        x = x + self.o(y.transpose(1, 2).flatten(2))
+        y = self.second(x)
+        return x + self.down(nn.functional.silu(self.gate(y)) * self.up(y))
+
+
+class Last(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, -1]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "shape"),
+    [
+        ("decoder", lambda: [Rotated() for _ in range(4)], (2, 48, 96)),
+        ("encoder", lambda: [nn.TransformerEncoderLayer(96, 4, 192, batch_first=True) for _ in range(4)], (2, 48, 96)),
+    ],
+)
+@pytest.mark.parametrize("composite", ["attn-lrp", "cp-lrp", "gradient-times-input"])
+def test_attention_costs_no_more_memory_than_its_gradient(
+    name: str, body: Callable[[], list[nn.Module]], shape: tuple[int, ...], composite: str
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*body(), Last(), nn.Linear(96, 5)).eval()
+    x = torch.randn(shape)
+    explainer = dt.Explainer(model, x, composite=composite)
+    explainer(x)
+
+    def gradient() -> Tensor:
+        leaf = x.clone().requires_grad_()
+        return x * torch.autograd.grad(model(leaf)[:, 0].sum(), leaf)[0]
+
+    gradient()
+    assert peak(lambda: explainer(x, target=0)) <= 1.2 * peak(gradient)
+
+
+def test_values_made_again_are_those_that_were_seen() -> None:
+    """A ledger asks for every value; without one they are made again only where a rule asks."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Rotated(), Last(), nn.Linear(96, 5)).eval().double()
+    x = torch.randn(3, 7, 96, dtype=torch.double)
+    for composite in ("attn-lrp", "res-lrp", "deep-taylor", "epsilon-plus-flat"):
+        explainer = dt.Explainer(model, x, composite=composite)
+        plain, booked = explainer(x, inner=["0.o"]), explainer(x, ledger=True, inner=["0.o"])
+        assert torch.equal(plain.relevance, booked.relevance)
+        assert torch.equal(plain.inner["0.o"], booked.inner["0.o"])
