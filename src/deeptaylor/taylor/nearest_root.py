@@ -127,8 +127,9 @@ def nearest_root(
             search.descend(search.x, steps, anchored=False),
             search.looked_for(),
         ]
-        # Roots that are touched and not crossed are known by their values alone.
-        found = [(end, search.score(end)) for end in (ends[0], ends[2])]
+        # Roots that are touched and not crossed are known by their values alone; without biases 0 is one.
+        zero = torch.zeros_like(search.x).clamp(search.low, search.high)
+        found = [(end, search.score(end)) for end in (ends[0], ends[2], zero)]
         for end in ends:
             root, value = search.on_segment(end)
             closer = search.on_segment(search.descend(root, steps, anchored=True))
