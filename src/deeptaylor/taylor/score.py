@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -51,6 +52,8 @@ class Score:
         check_sample(unwrapped(model), x)
         self.model, self.head, self.batch = unwrapped(model), head, batch
         self.kwargs = {**needed_arguments(self.model), **(kwargs or {})}
+        self.x = x
+        self.checked: dict[int, bool] = {}
         self.cost = Cost()
         self._pick, self.target = self._resolve(target, x)
         self.value = float(self.values(x)[0])
@@ -69,7 +72,7 @@ class Score:
     def gradients(self, xs: Tensor) -> Tensor:
         """Input gradients, (N, *sample); stock kernels, one backward pass each."""
         found = []
-        _differentiable(xs)
+        differentiable(xs)
         with self._ready(), torch.enable_grad():
             for part in xs.split(self.batch):
                 leaf = part.detach().clone().requires_grad_()
@@ -85,6 +88,12 @@ class Score:
     def __call__(self, x: Tensor) -> Tensor:
         """f of one sample (1, *sample) as a tensor without axes, for `torch.func` and double backward."""
         return self._pick(self._output(x)).sum()
+
+    def on(self, model: Model) -> Score:
+        """The same score of another model; its cost starts anew."""
+        twin = copy.copy(self)
+        twin.model, twin.cost, twin.checked = model, Cost(), {}
+        return twin
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
@@ -202,7 +211,8 @@ def _log_odds(own: int, out: Tensor) -> Tensor:
     return out[:, own] - out[:, others].logsumexp(1)
 
 
-def _differentiable(xs: Tensor) -> None:
+def differentiable(xs: Tensor) -> None:
+    """Refuses ids and other whole numbers."""
     if not xs.is_floating_point():
         raise InputError(
             f"derivatives need floating-point inputs, got {xs.dtype}; for ids use differences, shapley_taylor or "
