@@ -82,9 +82,9 @@ def check_derivatives(
     culprit = _culprit(score, inputs, wrong[0].order)
     where = f"module {culprit[0]!r} ({culprit[1]})" if culprit else "no single module is wrong by itself"
     raise WrongDerivative(
-        f"the derivative of order {wrong[0].order} is wrong, relative error {wrong[0].error:.2g}: along a random direction "
-        f"{wrong[0].computed:.6g} instead of {wrong[0].difference:.6g}; {where}. Orders 1 and below are not affected: "
-        "use taylor_orders, gradient_secant or fit_taylor, or write that operation with elementary ones",
+        f"the derivative of order {wrong[0].order} is wrong, relative error {wrong[0].error:.2g}: along a random "
+        f"direction {wrong[0].computed:.6g} instead of {wrong[0].difference:.6g}; {where}. Orders 1 and below are not "
+        "affected: use taylor_orders, gradient_secant or fit_taylor, or write that operation with elementary ones",
         rows,
         culprit[0] if culprit else None,
     )
@@ -117,6 +117,7 @@ def _compare(f: Callable[[Tensor], Tensor], point: Tensor, v: Tensor, order: int
                     computed = jvp(lambda z: jvp(gradient, (z,), (v,))[1], (point,), (v,))[1]
             except (RuntimeError, NotImplementedError):
                 computed = _reverse_product(f, point, v) if order == 2 else _reverse_third(f, point, v)
+        computed = computed.detach()
         double = point.dtype == torch.float64
         errors = []
         for h in STEPS if double else (1e-2, 3e-3, 1e-3):

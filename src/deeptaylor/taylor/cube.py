@@ -32,10 +32,11 @@ def differences(
     check: bool = True,
     budget: int = BUDGET,
 ) -> Expansion:
-    """Second differences v(1) − v(1−s) − v(1−t) + v(1−s−t) at the input, or v(st) − v(s) − v(t) + v(∅) at the reference.
+    """Second differences v(1) − v(1−s) − v(1−t) + v(1−s−t) at the input, or v(st) − v(s) − v(t) + v(∅) at the
+    reference.
 
-    At the reference they are the Möbius coefficients (Harsanyi dividends) of order 2. "both" is the mean of the two, which
-    stays close to the exact Shapley-Taylor index where interactions of higher order are weak.
+    At the reference they are the Möbius coefficients (Harsanyi dividends) of order 2. "both" is the mean of the two,
+    which stays close to the exact Shapley-Taylor index where interactions of higher order are weak.
 
     Args:
         f: a module, a function of a batch, or a `Score`; may take ids.
@@ -108,10 +109,10 @@ def shapley_taylor(
 ) -> Expansion:
     """The Shapley-Taylor interaction index of order 2 (Sundararajan, Dhamdhere, Agarwal 2020); complete.
 
-    φ_s = v(s) − v(∅); φ_st is the mean, over all orders of the segments, of the second difference of s and t given those
-    before both. Exact by enumeration up to 12 segments (2^S forwards); above, or where `permutations` is given, the mean
-    over that many random orders (S(S+1)/2 forwards each, 16 by default) with its standard error in `errors`. Every single
-    order is complete, so the residual says nothing about the sampling.
+    φ_s = v(s) − v(∅); φ_st is the mean, over all orders of the segments, of the second difference of s and t given
+    those before both. Exact by enumeration up to 12 segments (2^S forwards); above, or where `permutations` is given,
+    the mean over that many random orders (S(S+1)/2 forwards each, 16 by default) with its standard error in `errors`.
+    Every single order is complete, so the residual says nothing about the sampling.
 
     Args are those of `differences`, and:
         permutations: random orders; None enumerates where that is possible.

@@ -28,7 +28,7 @@ def segment_hessian(score: Score, point: Tensor, delta: Tensor, segments: Segmen
     """H_st = δ_s′ ∇²f(point) δ_t: (S, S), float64, symmetric."""
 
     def along(chosen: Sequence[int]) -> Tensor:
-        products = _products(score, point, segments.directions(delta, chosen), chunk)
+        products = _products(score, point, segments.directions(delta, chosen))
         return segments.sum(products[:, 0] * delta[0]).double().cpu()
 
     rows = torch.cat([along(part) for part in _chunks(range(len(segments)), _size(point, chunk))])
@@ -50,17 +50,17 @@ def segment_third(score: Score, point: Tensor, delta: Tensor, segments: Segments
     return (out + out.permute(0, 2, 1) + out.permute(2, 1, 0)) / 3
 
 
-def _products(score: Score, point: Tensor, directions: Tensor, chunk: int | None = None) -> Tensor:
+def _products(score: Score, point: Tensor, directions: Tensor) -> Tensor:
     """∇²f(point) v for (K, 1, *sample) directions v."""
-    if trusted(score):
-        score.cost += Cost(tangents=len(directions))
-        gradient = grad(score)
-        return _batched(
-            lambda v: jvp(gradient, (point,), (v,))[1],
-            (directions,),
-            lambda: _reverse_products(score, point, directions),
-        )
-    raise _unreachable()
+    if not trusted(score):
+        raise _unreachable()
+    score.cost += Cost(tangents=len(directions))
+    gradient = grad(score)
+    return _batched(
+        lambda v: jvp(gradient, (point,), (v,))[1],
+        (directions,),
+        lambda: _reverse_products(score, point, directions),
+    )
 
 
 def _second_products(score: Score, point: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -132,8 +132,8 @@ def trusted(score: Score, order: int = 2) -> bool:
 def _unreachable() -> InputError:
     return InputError(
         "the model is scripted or exported, and its second derivatives fail the check (torch computes them wrongly "
-        "through layer norms, and the safe mode can't reach into a compiled graph); pass the module it was made from, or "
-        "use taylor_orders, gradient_secant or fit_taylor, which need first derivatives at most"
+        "through layer norms, and the safe mode can't reach into a compiled graph); pass the module it was made from, "
+        "or use taylor_orders, gradient_secant or fit_taylor, which need first derivatives at most"
     )
 
 

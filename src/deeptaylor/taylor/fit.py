@@ -36,8 +36,8 @@ def fit_taylor(
 ) -> Expansion:
     """Order-1 or order-2 polynomial in present/absent segments, by ridge regression on random masks.
 
-    The number of present segments is uniform; the penalty is chosen by five-fold cross-validation; a fifth of the masks is
-    held out, and `fidelity` is the R² there, of order 1 (fitted by itself) and of order 2. Read it first: pairs mean
+    The number of present segments is uniform; the penalty is chosen by five-fold cross-validation; a fifth of the masks
+    is held out, and `fidelity` is the R² there, of order 1 (fitted by itself) and of order 2. Read it first: pairs mean
     something where order 2 explains clearly more than order 1.
 
     Args:

@@ -38,8 +38,8 @@ def integrated_terms(
 ) -> Expansion:
     """f(x) − f(x₀) = Σ G_s(0) + Σ M_st, M_st = ∫ (1 − t) ∂_st g(t) dt: complete by construction.
 
-    Order 3 adds H(0)/2 and puts the remainder into ∫ (1 − t)²/2 ∂_stu g(t) dt. For f multilinear in the segments G(0) and 2 M
-    are the Shapley-Taylor indices of order 2.
+    Order 3 adds H(0)/2 and puts the remainder into ∫ (1 − t)²/2 ∂_stu g(t) dt. For f multilinear in the segments G(0)
+    and 2 M are the Shapley-Taylor indices of order 2.
 
     Args:
         f: a module, a function of a batch, or a `Score`; twice (three times) differentiable along the path.

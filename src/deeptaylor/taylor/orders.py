@@ -3,7 +3,8 @@
 With h(u) = f(c + u δ) the map of order k is a_k = (1/k!) δ · ∇ D^{k−1} f(c)[δ, …, δ]; its sum is h^(k)(0)/k!. The
 gradient along the line, ∇f(c + u δ), is interpolated in u through Chebyshev nodes; its coefficient j times δ/(j + 1) is
 a_{j+1}. No second derivative by autodiff is needed, so that any operation, attention kernel or exported model will do.
-Each monomial is split by powers, as integrated gradients split it: for polynomials the maps of all orders add up to them.
+Each monomial is split by powers, as integrated gradients split it: for polynomials the maps of all orders add up to
+them.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def taylor_orders(
         groups: segments over which `to_features` sums; entries outside all segments stay as in x.
         target: what is decomposed, as for `Score`.
         nodes: gradients that are taken; the maps are exact for path polynomials of degree ≤ nodes.
-        radius: half-length of the stretch of the way on which they lie; default: where order 1 is off by a quarter, between
-            0.001 and 0.1, found with the forwards that the trust radius needs anyway.
+        radius: half-length of the stretch of the way on which they lie; default: where order 1 is off by a quarter,
+            between 0.001 and 0.1, found with the forwards that the trust radius needs anyway.
         autodiff: nested derivatives in safe mode instead of interpolation: about 3^(order−1) gradients; the reference.
         tolerance: of the trust radius.
 
@@ -169,6 +170,6 @@ def _never_bends(along: Tensor, problem: Problem) -> tuple[str, ...]:
 
 
 PIECEWISE = (
-    "every second derivative is zero: the model is piecewise linear, and its interactions sit in its kinks; use differences, "
-    "shapley_taylor or fit_taylor, which only run the model, or smooth_mode"
+    "every second derivative is zero: the model is piecewise linear, and its interactions sit in its kinks; use "
+    "differences, shapley_taylor or fit_taylor, which only run the model, or smooth_mode"
 )

@@ -1,15 +1,18 @@
 """`safe_mode`: while it is active, second and higher derivatives through stock PyTorch modules are right.
 
-torch 2.13 computes wrong higher derivatives through layer_norm, instance_norm and batch_norm with batch statistics where
-a forward-mode derivative is innermost, and at order 3 in every nesting (pytorch #196700, #196699, #198017); fused
-attention has no second derivative, and some operations lack one nesting or another. The mode replaces these functions by
-compositions of elementary ones. It acts on what Python calls; it does not reach into scripted or exported graphs.
+torch 2.13 computes wrong higher derivatives through layer_norm, instance_norm and batch_norm with batch statistics
+where a forward-mode derivative is innermost, and at order 3 in every nesting (pytorch #196700, #196699, #198017); fused
+attention has no second derivative, and some operations lack one nesting or another. The mode replaces these functions
+by compositions of elementary ones. It acts on what Python calls; it does not reach into scripted or exported graphs.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -23,8 +26,10 @@ from torch.overrides import TorchFunctionMode
 def safe_mode() -> Iterator[None]:
     """Derivatives of every order and nesting come out right inside this block; forward values agree to rounding.
 
-    Fused attention, fast paths of transformers and MKL-DNN recurrences are off; what was set before is set again afterwards.
+    Fused attention, fast paths of transformers and MKL-DNN recurrences are off; what was set before is set again
+    afterwards.
     """
+    load_forward_mode()
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -34,6 +39,14 @@ def safe_mode() -> Iterator[None]:
         yield
 
 
+@cache
+def load_forward_mode() -> None:
+    """Loads torch's formulas for forward mode, whose first use announces that scripting is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import_module("torch._decomp.decompositions_for_jvp")
+
+
 class _Exact(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -41,8 +54,13 @@ class _Exact(TorchFunctionMode):
             return REPLACED[func](*args, **kwargs)
         if getattr(func, "__name__", "") == "lstm":
             # MKL-DNN's recurrence has no forward derivative; its convolutions may stay.
-            with torch.backends.mkldnn.flags(enabled=False):
+            # (torch.backends.mkldnn.flags warns about settings that it does not change.)
+            enabled = torch._C._get_mkldnn_enabled()
+            torch._C._set_mkldnn_enabled(False)
+            try:
                 return func(*args, **kwargs)
+            finally:
+                torch._C._set_mkldnn_enabled(enabled)
         return func(*args, **kwargs)
 
 
@@ -97,7 +115,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """By running statistics, or by the batch's own (running statistics are then not updated: derivatives are asked for)."""
+    """By running statistics, or by the batch's own; running statistics are not updated."""
     if training or running_mean is None or running_var is None:
         out = _standardized(x, (0, *range(2, x.dim())), eps)
     else:

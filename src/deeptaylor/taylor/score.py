@@ -48,9 +48,13 @@ class Score:
         head: Callable[[Any], Tensor] | None = None,
         batch: int = BATCH,
     ) -> None:
-        check_model(unwrapped(model))
-        check_sample(unwrapped(model), x)
-        self.model, self.head, self.batch = unwrapped(model), head, batch
+        model = model if isinstance(model, torch.jit.ScriptModule) else unwrapped(model)
+        check_model(model)
+        check_sample(model, x)
+        self.model, self.head, self.batch = model, head, batch
+        if isinstance(model, torch.export.ExportedProgram):
+            # Its graph may be bound to the one sample that it was made with.
+            self._program, self.batch = model.module(), 1
         self.kwargs = {**needed_arguments(self.model), **(kwargs or {})}
         self.x = x
         self.checked: dict[int, bool] = {}
@@ -118,8 +122,8 @@ class Score:
     def _frozen(self, xs: Tensor) -> Any:
         """The model's output with its parameters taken as constants: a gradient then costs one backward pass."""
         if not isinstance(self.model, nn.Module) or isinstance(self.model, torch.jit.ScriptModule):
-            model = self.model.module() if isinstance(self.model, torch.export.ExportedProgram) else self.model
-            return model(xs, **self.kwargs)
+            run = self._program if isinstance(self.model, torch.export.ExportedProgram) else self.model
+            return run(xs, **self.kwargs)
         state = {name: tensor.detach() for name, tensor in live_state(self.model).items()}
         return torch.func.functional_call(self.model, state, (xs,), self.kwargs, tie_weights=False)
 

@@ -27,7 +27,8 @@ def gradient_secant(
     check: bool = True,
     budget: int = BUDGET,
 ) -> Expansion:
-    """H_st ≈ how the gradient of t changes as s is removed ("input"), inserted ("reference"), or from −½ to ½ ("middle").
+    """H_st ≈ how the gradient of t changes as s is removed ("input"), inserted ("reference"), or from −½ to ½
+    ("middle").
 
     S + 1 gradients (2S + 1 for "middle"); exact for quadratics ("middle": cubics too), the halves of a pair averaged.
 
@@ -66,8 +67,8 @@ def gradient_regression(
 ) -> Expansion:
     """The gradient over segments regressed on a, uniform in the cube: a Hessian that sees kinks; k gradients.
 
-    ∂_s g(a) ≈ G_s + Σ_t H_st (a_t − ½), least squares over `k` points (default max(64, 4S)), exact for quadratics; stands
-    in the middle. Of two halves of a pair the mean is taken.
+    ∂_s g(a) ≈ G_s + Σ_t H_st (a_t − ½), least squares over `k` points (default max(64, 4S)), exact for quadratics;
+    stands in the middle. Of two halves of a pair the mean is taken.
 
     Args are those of `taylor_terms`, and:
         k: gradients, more than S + 1.
