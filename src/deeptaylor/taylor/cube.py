@@ -147,8 +147,8 @@ def _enumerated(problem: Problem) -> tuple[Tensor, Tensor]:
     bits = (codes[:, None] >> torch.arange(count)) & 1
     values = problem.values(bits.double())
     sizes = bits.sum(1)
-    weights = torch.tensor([2 / count / comb(count - 1, t) if t < count else 0.0 for t in range(count + 1)])
-    weights = weights.double()
+    shares = [2 / count / comb(count - 1, t) if t < count else 0.0 for t in range(count + 1)]
+    weights = torch.tensor(shares, dtype=torch.float64)
     main = values[1 << torch.arange(count)] - values[0]
     pairs = torch.zeros(count, count, dtype=torch.float64)
     for s in range(count):
