@@ -67,7 +67,9 @@ def measure(model: Any, x: Tensor) -> dict[str, Any]:
             points = x0 + torch.tensor(part, dtype=x.dtype).view(-1, 1, 1, 1) * (x - x0)
             found = (score.gradients(points).double() * (x - x0).double()).flatten(1).sum(1).tolist()
             slopes.update(zip(part, found, strict=True))
-        return abs(float(sum(w * slopes[float(t)] for t, w in zip(places, weights, strict=True))) - path.total) / abs(path.total)
+        return abs(float(sum(w * slopes[float(t)] for t, w in zip(places, weights, strict=True))) - path.total) / abs(
+            path.total
+        )
 
     return {
         "difference": path.total,
@@ -121,7 +123,9 @@ def page(results: dict[str, Any]) -> str:
     ]
     for name, row in results["photos"].items():
         for rule in RULES:
-            lines.append(f"| {name} | {rule} | " + " | ".join(f"{row['fixed'][rule][str(n)]:.1%}" for n in COUNTS) + " |")
+            lines.append(
+                f"| {name} | {rule} | " + " | ".join(f"{row['fixed'][rule][str(n)]:.1%}" for n in COUNTS) + " |"
+            )
     lines += ["", f"Environment: {results['environment']}.", ""]
     return "\n".join(lines)
 
@@ -131,7 +135,10 @@ def main() -> None:
     parser.add_argument("photos", nargs="*", default=PHOTOS)
     parser.add_argument("--fresh", action="store_true", help="forget what was measured")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {"environment": f"torch {torch.__version__}, Python {platform.python_version()}, CPU", "photos": {}}
+    results: dict[str, Any] = {
+        "environment": f"torch {torch.__version__}, Python {platform.python_version()}, CPU",
+        "photos": {},
+    }
     if RESULTS.exists() and not arguments.fresh:
         results["photos"] = json.loads(RESULTS.read_text())["photos"]
     torch.set_num_threads(1)

@@ -1,6 +1,5 @@
 """Taylor decomposition proper: orders, interactions, remainder, along segments of the input."""
 
-from .absence import absent as absent
 from .check import DerivativeRow as DerivativeRow
 from .check import WrongDerivative as WrongDerivative
 from .check import check_derivatives as check_derivatives
@@ -10,6 +9,7 @@ from .fit import fit_taylor as fit_taylor
 from .integrals import integrated_hessians as integrated_hessians
 from .integrals import integrated_terms as integrated_terms
 from .orders import taylor_orders as taylor_orders
+from .references import reference as reference
 from .result import Cost as Cost
 from .result import Expansion as Expansion
 from .safe import safe_mode as safe_mode

@@ -41,7 +41,7 @@ def differences(
     Args:
         f: a module, a function of a batch, or a `Score`; may take ids.
         x: one sample (1, *sample).
-        reference: a tensor like x (for ids: mask tokens), or a name for `absent`.
+        reference: a tensor like x (for ids: mask tokens), or what `taylor.reference` takes.
         groups: segments; by default every entry is one.
         at: "input", "reference" or "both"; S(S+1)/2 forwards each.
         order: 1 (occlusion) or 2.

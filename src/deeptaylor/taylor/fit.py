@@ -43,7 +43,7 @@ def fit_taylor(
     Args:
         f: a module, a function of a batch, or a `Score`; may take ids.
         x: one sample (1, *sample).
-        reference: a tensor like x (for ids: mask tokens), or a name for `absent`.
+        reference: a tensor like x (for ids: mask tokens), or what `taylor.reference` takes.
         groups: segments; by default every entry is one.
         order: 1 or 2.
         masks: forwards that are spent, max(600, S²/4) by default; where they exceed the number of terms, a quadratic is

@@ -44,7 +44,7 @@ def integrated_terms(
     Args:
         f: a module, a function of a batch, or a `Score`; twice (three times) differentiable along the path.
         x: one sample (1, *sample), floating.
-        reference: a tensor like x, or a name for `absent`.
+        reference: a tensor like x, or what `taylor.reference` takes.
         groups: segments; by default every entry is one.
         order: 2 or 3.
         nodes: of the Gauss rule, n·S tangents; n nodes are exact for path polynomials of degree 2n + 1 (2n + 2). By

@@ -51,7 +51,7 @@ def taylor_orders(
     Args:
         f: a module, a function of a batch, or a `Score`.
         x: one sample (1, *sample), floating.
-        reference: a tensor like x, or a name for `absent`.
+        reference: a tensor like x, or what `taylor.reference` takes.
         order: 1 to 4.
         at: where the expansion stands: "input", "reference" or "middle".
         groups: segments over which `to_features` sums; entries outside all segments stay as in x.

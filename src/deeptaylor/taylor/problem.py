@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..inputs import Model
 from ..targets import Target
-from .absence import absent
+from .references import reference as named_reference
 from .result import Cost, Expansion
 from .score import Score, check_reference, check_sample
 from .segments import Segments, as_segments
@@ -197,8 +197,10 @@ def pose(
         score = Score(f, x, target=target)
         value = score.value
     x = x.detach()
-    x0 = check_reference(x, absent(x, reference) if isinstance(reference, str) else reference)
     segments = as_segments(groups, x)
+    if x.is_floating_point() and not isinstance(reference, Tensor | list | tuple):
+        reference = named_reference(x, reference, groups=segments)
+    x0 = check_reference(x, reference)
     x0 = segments.reference(x, x0)
     if bool((x0 == x).all()):
         raise InputError("the reference equals the input in every segment, so there is nothing to decompose")

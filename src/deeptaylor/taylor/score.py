@@ -205,7 +205,7 @@ def check_reference(x: Tensor, x0: Any) -> Tensor:
     if bool((x0 == x).all()):
         raise InputError(
             "the reference equals the input, so there is nothing to decompose; pass another one, for example zeros, a "
-            "mean, or a blurred copy (deeptaylor.taylor.absent)"
+            "mean, or a blurred copy (deeptaylor.taylor.reference)"
         )
     return x0
 

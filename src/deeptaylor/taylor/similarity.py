@@ -5,8 +5,8 @@ Any complete attribution A of the *vector* φ(x) − φ(x₀) (S × M, column su
     R = A Bᵀ,    Σ R = ⟨φ(x) − φ(x₀), φ(y) − φ(y₀)⟩,
 
 so that R never has to be formed at the size pixels × pixels. BiLRP (Eberle et al. 2020) takes LRP for A and B, the
-integrated Jacobian (Moeller et al. 2023) ∫ J(x₀ + tδ) δ_s dt. The latter is made in forward mode: one tangent per segment
-gives all M outputs at once, where backward passes need M.
+integrated Jacobian (Moeller et al. 2023) ∫ J(x₀ + tδ) δ_s dt. The latter is made in forward mode: one tangent per
+segment gives all M outputs at once, where backward passes need M.
 """
 
 from __future__ import annotations
@@ -293,9 +293,7 @@ class _Side:
             total[order] += steps / len(orders)
         return total
 
-    def relevance(
-        self, phi: Model, kwargs: Mapping[str, Any] | None, head: Any, composite: Any, chunk: int
-    ) -> Tensor:
+    def relevance(self, phi: Model, kwargs: Mapping[str, Any] | None, head: Any, composite: Any, chunk: int) -> Tensor:
         from ..explainer import Explainer
 
         explainer = Explainer(phi, self.x, composite=composite, kwargs=kwargs, head=head)

@@ -36,7 +36,7 @@ def taylor_terms(
     Args:
         f: a module, a function of a batch, or a `Score`.
         x: one sample (1, *sample), floating.
-        reference: a tensor like x, or a name for `absent`.
+        reference: a tensor like x, or what `taylor.reference` takes.
         groups: segments; by default every entry is one.
         order: 1, 2 (S tangents) or 3 (S²/2 more).
         at: "reference", "input" or "middle".
