@@ -22,6 +22,7 @@ from .taylor import gradient_regression as gradient_regression
 from .taylor import gradient_secant as gradient_secant
 from .taylor import integrated_hessians as integrated_hessians
 from .taylor import integrated_terms as integrated_terms
+from .taylor import interactions as interactions
 from .taylor import safe_mode as safe_mode
 from .taylor import shapley_taylor as shapley_taylor
 from .taylor import taylor_orders as taylor_orders

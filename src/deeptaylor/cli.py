@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from . import taylor_cli
 from .errors import DeepTaylorError, InputError
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def explain(
     check_photos(photos)
     check_source(model, weights)
     names = read_labels(labels) if labels else None
-    given = [_numbers(mean, "--mean"), _numbers(std, "--std")]
+    given = [numbers(mean, "--mean"), numbers(std, "--std")]
 
     from .report.build import Story
     from .report.findings import read
@@ -313,6 +314,9 @@ def composites() -> None:
                 stdout.print(line, soft_wrap=False)
 
 
+taylor_cli.register(app, guarded)
+
+
 def _fail(message: str, code: int) -> None:
     stderr.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     raise typer.Exit(code)
@@ -322,7 +326,8 @@ def _note(text: str) -> None:
     stderr.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
 
 
-def _numbers(text: str | None, option: str) -> list[float] | None:
+def numbers(text: str | None, option: str) -> list[float] | None:
+    """What was typed as one number, or one per channel."""
     if text is None:
         return None
     try:

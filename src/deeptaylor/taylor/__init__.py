@@ -6,8 +6,10 @@ from .check import check_derivatives as check_derivatives
 from .cube import differences as differences
 from .cube import shapley_taylor as shapley_taylor
 from .fit import fit_taylor as fit_taylor
+from .hidden import Hidden as Hidden
 from .integrals import integrated_hessians as integrated_hessians
 from .integrals import integrated_terms as integrated_terms
+from .interactions import interactions as interactions
 from .orders import taylor_orders as taylor_orders
 from .references import reference as reference
 from .result import Cost as Cost

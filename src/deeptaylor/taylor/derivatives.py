@@ -28,7 +28,7 @@ def segment_hessian(score: Score, point: Tensor, delta: Tensor, segments: Segmen
     """H_st = δ_s′ ∇²f(point) δ_t: (S, S), float64, symmetric."""
 
     def along(chosen: Sequence[int]) -> Tensor:
-        products = _products(score, point, segments.directions(delta, chosen))
+        products = hessian_products(score, point, segments.directions(delta, chosen))
         return segments.sum(products[:, 0] * delta[0]).double().cpu()
 
     rows = torch.cat([along(part) for part in _chunks(range(len(segments)), _size(point, chunk))])
@@ -50,11 +50,11 @@ def segment_third(score: Score, point: Tensor, delta: Tensor, segments: Segments
     return (out + out.permute(0, 2, 1) + out.permute(2, 1, 0)) / 3
 
 
-def _products(score: Score, point: Tensor, directions: Tensor) -> Tensor:
+def hessian_products(score: Score, point: Tensor, directions: Tensor) -> Tensor:
     """∇²f(point) v for (K, 1, *sample) directions v."""
     if not trusted(score):
         raise _unreachable()
-    score.cost += Cost(tangents=len(directions))
+    score.spend(Cost(tangents=len(directions)))
     gradient = grad(score)
     return _batched(
         lambda v: jvp(gradient, (point,), (v,))[1],
@@ -67,7 +67,7 @@ def _second_products(score: Score, point: Tensor, first: Tensor, second: Tensor)
     """D³f(point)[v, w, ·] for (K, 1, *sample) directions v and w."""
     if not trusted(score, 3):
         raise _unreachable()
-    score.cost += Cost(tangents=len(first))
+    score.spend(Cost(tangents=len(first)))
     gradient = grad(score)
 
     def along(v: Tensor, w: Tensor) -> Any:

@@ -17,6 +17,8 @@ from .score import Score
 
 STRENGTHS = tuple(float(s) for s in 10.0 ** torch.arange(-12, 3, dtype=torch.float64))
 """Ridge penalties that are tried, as parts of the mean squared size of the features' kernel."""
+SHRINK = (1.0, 0.5, 0.25, 0.12)
+"""Sizes of the pairs' features that are tried: smaller ones are penalised more than single segments."""
 FOLDS = 5
 HELD_OUT = 0.2
 FEWEST = 600
@@ -67,11 +69,17 @@ def fit_taylor(
     fits, fidelity = {}, {}
     for k in range(1, order + 1):
         features = _features(a, k)
-        weights, intercept = _ridge(features[seen], values[seen])
+        weights, intercept = _ridge(features[seen], values[seen], count)
         left = values[unseen] - features[unseen] @ weights - intercept
         spread = float(((values[unseen] - values[unseen].mean()) ** 2).sum())
         fidelity[k] = 1 - float((left**2).sum()) / spread if spread else 1.0
         fits[k] = (weights, intercept)
+    warnings: tuple[str, ...] = ()
+    if order == 2 and fidelity[2] <= fidelity[1]:
+        warnings = (
+            f"pairs predict unseen masks no better than single segments (R² {fidelity[2]:.3f} against "
+            f"{fidelity[1]:.3f}): do not read them; take more masks",
+        )
     constant, coefficients = _from_signs(*fits[order], count, order)
     return problem.finish(
         "fit_taylor",
@@ -79,6 +87,7 @@ def fit_taylor(
         centre_value=constant,
         fidelity=fidelity,
         check=False,
+        warnings=warnings,
         details={"masks": wanted, "held_out": held},
     )
 
@@ -92,22 +101,32 @@ def _features(a: Tensor, order: int) -> Tensor:
     return torch.cat([z, z[:, rows] * z[:, columns]], 1)
 
 
-def _ridge(features: Tensor, values: Tensor) -> tuple[Tensor, float]:
-    """Weights and intercept with the penalty that cross-validation prefers; by least squares where that is unique."""
+def _ridge(features: Tensor, values: Tensor, count: int) -> tuple[Tensor, float]:
+    """Weights and intercept with the penalties that cross-validation prefers; by least squares where it wants none."""
     folds = torch.arange(len(values)) % FOLDS
-    errors = torch.zeros(len(STRENGTHS), dtype=torch.float64)
-    for fold in range(FOLDS):
-        mine, other = folds != fold, folds == fold
-        path = _path(features[mine], values[mine])
-        for i, (weights, intercept) in enumerate(path):
-            errors[i] += ((features[other] @ weights + intercept - values[other]) ** 2).sum()
-    weights, intercept = _path(features, values)[int(errors.argmin())]
-    if int(errors.argmin()) == 0 and len(values) > 1.5 * features.shape[1]:
+    pairs = features.shape[1] > count
+    best, chosen = float("inf"), (1.0, 0)
+    for shrink in SHRINK if pairs else (1.0,):
+        scaled = _scaled(features, count, shrink)
+        errors = torch.zeros(len(STRENGTHS), dtype=torch.float64)
+        for fold in range(FOLDS):
+            mine, other = folds != fold, folds == fold
+            for i, (weights, intercept) in enumerate(_path(scaled[mine], values[mine])):
+                errors[i] += ((scaled[other] @ weights + intercept - values[other]) ** 2).sum()
+        if float(errors.min()) < best:
+            best, chosen = float(errors.min()), (shrink, int(errors.argmin()))
+    shrink, strength = chosen
+    if strength == 0 and len(values) > 1.5 * features.shape[1]:
         # No penalty is wanted: the plain least squares solution, without what the smallest one would bias.
         full = torch.cat([features, torch.ones(len(features), 1, dtype=torch.float64)], 1)
         solution = torch.linalg.lstsq(full, values[:, None], driver="gelsd").solution[:, 0]
-        weights, intercept = solution[:-1], float(solution[-1])
-    return weights, intercept
+        return solution[:-1], float(solution[-1])
+    weights, intercept = _path(_scaled(features, count, shrink), values)[strength]
+    return _scaled(weights[None], count, shrink)[0], intercept
+
+
+def _scaled(features: Tensor, count: int, shrink: float) -> Tensor:
+    return torch.cat([features[:, :count], shrink * features[:, count:]], 1)
 
 
 def _path(features: Tensor, values: Tensor) -> list[tuple[Tensor, float]]:

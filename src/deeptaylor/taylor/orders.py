@@ -81,7 +81,6 @@ def taylor_orders(
     signs = torch.tensor([(1 - centre) ** k - (-centre) ** k for k in range(1, order + 1)], dtype=torch.float64)
     noise = _noise(problem, maps, stretch) if not autodiff else ()
     ends = {0.0: problem.reference_value, 1.0: problem.value}
-    before = problem.before
     return Expansion(
         method="taylor_orders",
         value=problem.value,
@@ -95,7 +94,7 @@ def taylor_orders(
         target=problem.score.target,
         details={"nodes": nodes, "radius": stretch} if not autodiff else {"backend": "autodiff"},
         extra_warnings=(*_never_bends(along, problem), *noise),
-        cost=problem.score.cost + Cost(-before.forwards, -before.gradients, -before.tangents),
+        cost=problem.score.cost - problem.before,
     )
 
 
@@ -131,7 +130,7 @@ def _nested(problem: Problem, centre: float, order: int) -> Tensor:
                 return jvp(inner, (z,), (delta,))[1]
 
             derivative = along
-    problem.score.cost += Cost(gradients=1, tangents=sum(3**k for k in range(1, order)))
+    problem.score.spend(Cost(gradients=1, tangents=sum(3**k for k in range(1, order))))
     return torch.stack(maps)
 
 

@@ -10,6 +10,7 @@ from ..errors import InputError, MissingExtra
 from .result import Expansion, percent
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NAMES = 40
@@ -44,10 +45,23 @@ def orders(expansion: Expansion, **options: Any) -> Figure:
     return grid([[m.double().cpu().numpy() for m in maps]], columns=titles, **options)
 
 
-def matrix(expansion: Expansion) -> Figure:
+def panels(expansion: Expansion, *, photo: Any = None) -> Figure:
+    """Network, matrix and account of one expansion side by side."""
+    figure = _figure(18, 6)
+    axes = figure.subplots(1, 3, width_ratios=[1.1, 1.1, 1])
+    network(expansion, photo=photo, axes=axes[0])
+    matrix(expansion, axes=axes[1])
+    waterfall(expansion, axes=axes[2])
+    for one in axes:
+        one.set_title("")
+    figure.suptitle(_headline(expansion), fontsize=11)
+    return figure
+
+
+def matrix(expansion: Expansion, *, axes: Axes | None = None) -> Figure:
     """Terms on the diagonal, half of each pair's share beside it: the entries add up to the explained part."""
-    figure = _figure(7.5, 6.5)
-    axes = figure.add_subplot()
+    axes = _figure(7.5, 6.5).add_subplot() if axes is None else axes
+    figure: Any = axes.figure
     values = expansion.matrix().numpy()
     from matplotlib.colors import ListedColormap
 
@@ -62,7 +76,7 @@ def matrix(expansion: Expansion) -> Figure:
     return figure
 
 
-def waterfall(expansion: Expansion, *, k: int = 12) -> Figure:
+def waterfall(expansion: Expansion, *, k: int = 12, axes: Axes | None = None) -> Figure:
     """From f(x₀) to f(x): the k strongest terms and pairs, the rest together, and the remainder as its own bar."""
     parts = {key: value for key, value in expansion.to_dict().items() if key}
     names = expansion.names
@@ -72,8 +86,8 @@ def waterfall(expansion: Expansion, *, k: int = 12) -> Figure:
     if len(parts) > k:
         rows.append((f"{len(parts) - k} others", rest))
     rows.append(("remainder", expansion.residual))
-    figure = _figure(7.5, 1.6 + 0.3 * len(rows))
-    axes = figure.add_subplot()
+    axes = _figure(7.5, 1.6 + 0.3 * len(rows)).add_subplot() if axes is None else axes
+    figure: Any = axes.figure
     at = expansion.constant
     for row, (name, value) in enumerate(rows):
         colour = "0.6" if name == "remainder" else "#af2923" if value > 0 else "#184692"
@@ -90,7 +104,7 @@ def waterfall(expansion: Expansion, *, k: int = 12) -> Figure:
     return figure
 
 
-def network(expansion: Expansion, *, k: int = 12, photo: Any = None) -> Figure:
+def network(expansion: Expansion, *, k: int = 12, photo: Any = None, axes: Axes | None = None) -> Figure:
     """The k strongest pairs as lines: arcs above the words of a sentence, or lines between patches of a photo."""
     if expansion.segments is None:
         raise InputError("a network needs segments")
@@ -98,8 +112,9 @@ def network(expansion: Expansion, *, k: int = 12, photo: Any = None) -> Figure:
 
     names, labels = expansion.names, expansion.segments.labels
     image = labels.dim() == 3
-    figure = _figure(6.5, 6.5) if image else _figure(max(6.0, 0.9 * len(names)), 3.4)
-    axes = figure.add_subplot()
+    if axes is None:
+        axes = (_figure(6.5, 6.5) if image else _figure(max(6.0, 0.9 * len(names)), 3.4)).add_subplot()
+    figure: Any = axes.figure
     if image:
         plane = labels[0].numpy()
         places = {s: (xs.mean(), ys.mean()) for s in range(len(names)) for ys, xs in [np.nonzero(plane == s)]}

@@ -114,7 +114,7 @@ class Problem:
             changes["trust_radius"] = self.trust_radius(along, centre, found.tolerance)
         if check and not found.fidelity and self.size > 1 and found.coefficients:
             changes["fidelity"] = self.fidelity(found)
-        changes["cost"] = self.score.cost + Cost(-self.before.forwards, -self.before.gradients, -self.before.tangents)
+        changes["cost"] = self.score.cost - self.before
         return replace(found, **changes)
 
     def trust_radius(self, along: Tensor, centre: float, tolerance: float) -> Tensor:

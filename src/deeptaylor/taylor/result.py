@@ -48,6 +48,14 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.forwards + other.forwards, self.gradients + other.gradients, self.tangents + other.tangents)
 
+    def __sub__(self, other: Cost) -> Cost:
+        return self + Cost(-other.forwards, -other.gradients, -other.tangents)
+
+    @property
+    def passes(self) -> int:
+        """Everything that ran through the model."""
+        return self.forwards + self.gradients + self.tangents
+
     def __str__(self) -> str:
         parts = [(self.forwards, "forward"), (self.gradients, "gradient"), (self.tangents, "tangent")]
         return ", ".join(f"{n:,} {what}{'s' if n != 1 else ''}" for n, what in parts if n) or "nothing"
@@ -360,5 +368,7 @@ def _all_different(c: Tensor) -> Tensor:
 
 
 def percent(part: float) -> str:
-    """A part of 1 in per cent, two digits where it is small."""
+    """A part of 1 in per cent, two digits where it is small; as a multiple where it is large."""
+    if part >= 10:
+        return f"{part:,.0f} times" if part < float("inf") else "infinitely many times"
     return f"{100 * part:.0f} %" if part >= 0.1 else f"{100 * part:.2g} %"

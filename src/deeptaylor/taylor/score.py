@@ -59,6 +59,8 @@ class Score:
         self.x = x
         self.checked: dict[int, bool] = {}
         self.cost = Cost()
+        self.progress: Callable[[int], None] | None = None
+        self.probabilities = False
         self._pick, self.target = self._resolve(target, x)
         self.value = float(self.values(x)[0])
         if not _finite(self.value):
@@ -70,7 +72,7 @@ class Score:
         with self._ready(), torch.no_grad():
             for part in xs.split(self.batch):
                 found.append(self._pick(self._output(part)).double().cpu())
-                self.cost += Cost(forwards=len(part))
+                self.spend(Cost(forwards=len(part)))
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
 
     def gradients(self, xs: Tensor) -> Tensor:
@@ -86,12 +88,22 @@ class Score:
                 else:
                     (gradient,) = torch.autograd.grad(score, leaf, allow_unused=True)
                     found.append(torch.zeros_like(part) if gradient is None else gradient)
-                self.cost += Cost(gradients=len(part))
+                self.spend(Cost(gradients=len(part)))
         return torch.cat(found)
 
     def __call__(self, x: Tensor) -> Tensor:
         """f of one sample (1, *sample) as a tensor without axes, for `torch.func` and double backward."""
         return self._pick(self._output(x)).sum()
+
+    def rows(self, xs: Tensor) -> Tensor:
+        """Scores of a batch as a differentiable tensor, (N,); not counted."""
+        return self._pick(self._output(xs))
+
+    def spend(self, cost: Cost) -> None:
+        """Adds to the cost, and tells `progress` how many passes were made."""
+        self.cost += cost
+        if self.progress is not None:
+            self.progress(cost.passes)
 
     def on(self, model: Model) -> Score:
         """The same score of another model; its cost starts anew."""
@@ -132,7 +144,7 @@ class Score:
             return target, getattr(target, "__name__", "a function of the output")
         with self._ready(), torch.no_grad():
             out = self._output(x)
-            self.cost += Cost(forwards=1)
+            self.spend(Cost(forwards=1))
         one_number = out.dim() == 1 or (out.dim() == 2 and out.shape[1] == 1)
         if one_number and target in (None, 0):
             return lambda out: out.reshape(len(out)), "the output"
@@ -142,6 +154,8 @@ class Score:
                 "pass a function as target"
             )
         classes = out.shape[1]
+        sums_to_one = bool(((out.sum(1) - 1).abs() < 1e-4).all()) and bool((out >= 0).all())
+        self.probabilities = sums_to_one and not isinstance(target, log_odds)
 
         def index(c: Any) -> int:
             if isinstance(c, bool) or not hasattr(c, "__index__"):
