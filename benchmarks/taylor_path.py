@@ -43,7 +43,7 @@ def photo(name: str) -> Tensor:
         pixels = np.asarray(Image.open(Path(skimage.data.__file__).parent / "motorcycle_left.png").convert("RGB"))
     else:
         pixels = getattr(skimage.data, name)()
-    return PREPROCESSING(Image.fromarray(pixels).convert("RGB"))[None]
+    return PREPROCESSING.normalise(PREPROCESSING.crop(Image.fromarray(pixels)))
 
 
 def nodes(rule: str, count: int) -> tuple[np.ndarray, np.ndarray]:
