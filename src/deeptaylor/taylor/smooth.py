@@ -44,7 +44,9 @@ class Change:
         return self.largest / max(float(self.sharp.abs().max()), 1e-30)
 
     def __str__(self) -> str:
-        return f"softplus with beta {self.beta:g} changes the output by {self.largest:.3g} at most ({self.relative:.2%})"
+        return (
+            f"softplus with beta {self.beta:g} changes the output by {self.largest:.3g} at most ({self.relative:.2%})"
+        )
 
 
 class smooth_mode(TorchFunctionMode):
