@@ -102,7 +102,7 @@ def _reverse_second_products(score: Score, point: Tensor, first: Tensor, second:
 
 
 def _gradient(score: Score, leaf: Tensor) -> Tensor:
-    value = score(leaf)
+    value = score.rows(leaf).sum()
     if not value.requires_grad:
         return torch.zeros_like(leaf)
     (gradient,) = torch.autograd.grad(value, leaf, create_graph=True, allow_unused=True)

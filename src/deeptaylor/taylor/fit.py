@@ -17,7 +17,7 @@ from .score import Score
 
 STRENGTHS = tuple(float(s) for s in 10.0 ** torch.arange(-12, 3, dtype=torch.float64))
 """Ridge penalties that are tried, as parts of the mean squared size of the features' kernel."""
-SHRINK = (1.0, 0.5, 0.25, 0.12)
+SHRINK = (0.5, 0.2)
 """Sizes of the pairs' features that are tried: smaller ones are penalised more than single segments."""
 FOLDS = 5
 HELD_OUT = 0.2

@@ -25,7 +25,7 @@ from .derivatives import trusted
 from .problem import PROFILE, Problem, centre_of, pose
 from .result import Cost, Expansion
 from .safe import safe_mode
-from .score import Score
+from .score import Score, differentiable
 
 ORDERS = 4
 NODES = 7
@@ -73,6 +73,7 @@ def taylor_orders(
     if not autodiff and nodes <= order - 1:
         raise InputError(f"order {order} needs more than {order - 1} nodes, got {nodes}")
     centre = centre_of(at)
+    differentiable(x)
     problem = pose(f, x, reference, groups, target)
     stretch = radius if radius is not None else _stretch(problem, centre)
     maps = _nested(problem, centre, order) if autodiff else _interpolated(problem, centre, order, nodes, stretch)

@@ -189,6 +189,9 @@ def pose(
 ) -> Problem:
     """The problem that a caller means, checked before any work."""
     before = Cost()
+    if isinstance(x, Tensor) and x.is_inference():
+        with torch.inference_mode(False):
+            x = x.clone()
     if isinstance(f, Score):
         check_sample(f.model, x)
         score, before = f, f.cost

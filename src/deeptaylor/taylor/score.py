@@ -92,8 +92,8 @@ class Score:
         return torch.cat(found)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """f of one sample (1, *sample) as a tensor without axes, for `torch.func` and double backward."""
-        return self._pick(self._output(x)).sum()
+        """f of one sample (1, *sample) as a tensor without axes, for `torch.func`: parameters are constants."""
+        return self._pick(self._output(x, frozen=True)).sum()
 
     def rows(self, xs: Tensor) -> Tensor:
         """Scores of a batch as a differentiable tensor, (N,); not counted."""
@@ -117,8 +117,8 @@ class Score:
         with plain_torch(), torch.random.fork_rng(devices=[]):
             yield
 
-    def _output(self, xs: Tensor) -> Tensor:
-        run = self._frozen(xs)
+    def _output(self, xs: Tensor, frozen: bool = False) -> Tensor:
+        run = self._run(xs, frozen)
         out = self.head(run) if self.head is not None else opened(self.model, run, {})
         if not isinstance(out, Tensor):
             raise no_tensor(out)
@@ -131,11 +131,15 @@ class Score:
             )
         return out
 
-    def _frozen(self, xs: Tensor) -> Any:
-        """The model's output with its parameters taken as constants: a gradient then costs one backward pass."""
-        if not isinstance(self.model, nn.Module) or isinstance(self.model, torch.jit.ScriptModule):
-            run = self._program if isinstance(self.model, torch.export.ExportedProgram) else self.model
-            return run(xs, **self.kwargs)
+    def _run(self, xs: Tensor, frozen: bool) -> Any:
+        """The model's output; `frozen` takes its parameters as constants, which keeps nested transforms small.
+
+        Plain gradients need no freezing: only what leads to the input is computed.
+        """
+        if isinstance(self.model, torch.export.ExportedProgram):
+            return self._program(xs, **self.kwargs)
+        if not frozen or not isinstance(self.model, nn.Module) or isinstance(self.model, torch.jit.ScriptModule):
+            return self.model(xs, **self.kwargs)
         state = {name: tensor.detach() for name, tensor in live_state(self.model).items()}
         return torch.func.functional_call(self.model, state, (xs,), self.kwargs, tie_weights=False)
 
@@ -231,7 +235,7 @@ def _log_odds(own: int, out: Tensor) -> Tensor:
 
 def differentiable(xs: Tensor) -> None:
     """Refuses ids and other whole numbers."""
-    if not xs.is_floating_point():
+    if isinstance(xs, Tensor) and not xs.is_floating_point():
         raise InputError(
             f"derivatives need floating-point inputs, got {xs.dtype}; for ids use differences, shapley_taylor or "
             "fit_taylor, which only run the model, or explain the embeddings"
