@@ -1,13 +1,15 @@
-"""References x₀ beyond what `absent` names: means over data, segments filled in, tokens replaced or deleted.
+"""References x₀: the point that a Taylor expansion starts from, or ends at.
 
-`reference(x, kind, …)` takes a tensor, a number, a function of x, or a name:
+`reference(x, kind)` makes one of the names below, takes a tensor or a number, or calls a function of x:
 
-    "zero", "blur"   as `absent`
-    "mean"           the mean over `data`; without it as `absent`
-    "inpaint"        every segment of `groups` filled in from what surrounds it
+    "zero"     0 everywhere
+    "mean"     the mean over `data`; of images without `data`, every channel's own mean
+    "blur"     a Gaussian blur, with a standard deviation of a twentieth of the shorter side
+    "inpaint"  every segment filled in from what surrounds it; needs `groups`
 
 Token ids can't be moved by small steps: `replace_tokens` puts one id (mask or pad) everywhere, `delete_tokens` takes
-tokens out. A root of the explained score as reference: `deeptaylor.nearest_root`.
+tokens out.
+A root of the explained score as reference: `deeptaylor.nearest_root`.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..errors import InputError
-from .absence import NAMES, absent
+from ..errors import InputError, MissingExtra
 from .segments import as_segments
 
 Kind = str | float | Tensor | Callable[[Tensor], Tensor]
+NAMES = ("zero", "mean", "blur", "inpaint")
 
 
 def reference(x: Tensor, kind: Kind, *, data: Tensor | None = None, groups: Any = None) -> Tensor:
@@ -30,7 +33,7 @@ def reference(x: Tensor, kind: Kind, *, data: Tensor | None = None, groups: Any 
 
     Args:
         x: (N, ...), floating.
-        kind: a name, a number, a tensor that broadcasts to x, or a function of x.
+        kind: a name from the top of this file, a number, a tensor that broadcasts to x, or a function of x.
         data: (rows, ...) for "mean": samples like those of x.
         groups: for "inpaint": segments, or what makes them, such as (7, 7) for a grid.
 
@@ -63,17 +66,53 @@ def reference(x: Tensor, kind: Kind, *, data: Tensor | None = None, groups: Any 
 
 
 def _named(x: Tensor, kind: str, data: Tensor | None, groups: Any) -> Tensor:
-    if kind == "mean" and data is not None:
-        if data.shape[1:] != x.shape[1:] or not len(data):
-            raise InputError(f"data has shape {tuple(data.shape)}; its rows must be samples {tuple(x.shape[1:])}")
-        return data.to(x).mean(0, keepdim=True)
-    if kind == "mean" and x.dim() < 3:
-        raise InputError('reference "mean" of a table is the mean over its rows: pass data (rows, features)')
-    if kind != "inpaint":
-        return absent(x, kind)
+    if kind == "zero":
+        return torch.zeros_like(x)
+    if kind == "mean":
+        return mean(x, data)
+    if kind == "blur":
+        return blur(x)
     if groups is None:
         raise InputError('reference "inpaint" fills in segments from their surroundings: pass groups, such as (7, 7)')
     return inpaint(x, groups)
+
+
+def mean(x: Tensor, data: Tensor | None = None) -> Tensor:
+    """The mean of `data` over its rows, or of every image's channels over its pixels; shape like x."""
+    if data is not None:
+        if data.shape[1:] != x.shape[1:] or not len(data):
+            raise InputError(
+                f"data has shape {tuple(data.shape)}; it must be (rows, {', '.join(map(str, x.shape[1:]))})"
+            )
+        return data.to(x).mean(0, keepdim=True).expand(x.shape)
+    if x.dim() < 3:
+        raise InputError('reference "mean" of a table is the mean over its rows: pass data (rows, features)')
+    return x.mean(tuple(range(2, x.dim())), keepdim=True).expand(x.shape)
+
+
+def blur(x: Tensor, sigma: float | None = None) -> Tensor:
+    """Images (N, C, H, W) after a Gaussian blur.
+
+    Args:
+        x: images.
+        sigma: standard deviation in pixels; by default a twentieth of the shorter side.
+    """
+    if x.dim() != 4:
+        raise InputError(f"a blur needs images (N, C, H, W), not shape {tuple(x.shape)}")
+    sigma = min(x.shape[-2:]) / 20 if sigma is None else float(sigma)
+    if not sigma > 0:
+        raise InputError(f"sigma {sigma} is not a positive number of pixels")
+    for axis in (2, 3):
+        # A reflected border can't be wider than the image.
+        reach = min(int(3 * sigma) + 1, x.shape[axis] - 1)
+        offsets = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+        weights = torch.exp(-((offsets / sigma) ** 2) / 2)
+        shape = [x.shape[1], 1, 1, 1]
+        shape[axis] = len(weights)
+        kernel = (weights / weights.sum()).expand(x.shape[1], 1, -1).reshape(shape)
+        padding = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
+        x = F.conv2d(F.pad(x, padding, mode="reflect"), kernel, groups=x.shape[1])
+    return x
 
 
 def inpaint(x: Tensor, groups: Any) -> Tensor:
@@ -85,21 +124,26 @@ def inpaint(x: Tensor, groups: Any) -> Tensor:
         x: (N, C, H, W).
         groups: segments, or what makes them, such as (7, 7) for a grid; a pixel's channels belong together.
     """
+    try:
+        from skimage.restoration import inpaint_biharmonic
+    except ImportError as error:
+        raise MissingExtra("inpainting needs scikit-image", "demo") from error
     if x.dim() != 4:
         raise InputError(f"inpainting needs images (N, C, H, W), not shape {tuple(x.shape)}")
     segments = as_segments(groups, x)
-    plane = segments.labels[0].cpu()
-    if not bool((segments.labels.cpu() == plane).all()):
+    plane = segments.labels[0]
+    if not bool((segments.labels == plane).all()):
         raise InputError("inpainting needs segments that hold all channels of their pixels")
-    if bool((plane == 0).all()):
+    if len(segments) == 1 and bool((plane == 0).all()):
         raise InputError("one segment covers the whole image, so nothing is left to fill it in from")
     filled = x.detach().clone()
-    for n in range(len(x)):
-        image = x[n : n + 1].detach()
+    for n, image in enumerate(x.detach().double().cpu().movedim(1, -1).numpy()):
         for s in range(len(segments)):
+            hole = plane == s
+            made = inpaint_biharmonic(image, hole.cpu().numpy(), channel_axis=-1)
             # Far from its border a biharmonic surface can leave the range of colours.
-            surface = absent(image, "inpaint", keep=plane != s)[0].clamp(image.min(), image.max())
-            filled[n] = torch.where((plane == s).to(x.device), surface, filled[n])
+            surface = torch.from_numpy(made).clamp(image.min(), image.max()).movedim(-1, 0).to(x)
+            filled[n] = torch.where(hole.to(x.device), surface, filled[n])
     return filled
 
 

@@ -171,8 +171,8 @@ def walk_relevance(
 
     Args:
         model: in evaluation mode; its blocks are listened to while it runs here, and not longer.
-        inputs: one sample: a tensor, or a dict of keyword arguments, with batch axis; ids are welcome, since walks begin
-            at the first block's input.
+        inputs: one sample: a tensor, or a dict of keyword arguments, with batch axis; ids are welcome, since walks
+            begin at the first block's input.
         blocks: the modules (or their paths, "encoder.layer.0") that the walks step through, in order. Each takes and
             returns hidden states (N, tokens, ...), the latter perhaps first in a tuple.
         names: of the tokens; by default their numbers.
