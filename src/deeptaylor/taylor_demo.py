@@ -22,7 +22,7 @@ from .taylor.segments import each_feature
 
 NAMES = ("cement", "slag", "fly ash", "water", "superplasticizer", "coarse aggregate", "fine aggregate", "age")
 TEST_ROWS = 206
-STEPS = 400
+STEPS = 800
 MEMBERS = 5
 
 
