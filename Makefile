@@ -52,6 +52,7 @@ slices: $(ZOO)/.done  ## real architectures, a short list: slices of `make cover
 
 language: $(ZOO)/.done  ## decoders and image towers of transformers: precisions, padding, patches
 	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py
+	$(ZOO)/bin/python -m pytest --import-mode=importlib -W ignore benchmarks/test_safe_mode_models.py
 
 coverage: $(ZOO)/.done  ## every architecture; writes docs/coverage.md and docs/architectures.md (hours)
 	$(ZOO)/bin/python benchmarks/coverage.py

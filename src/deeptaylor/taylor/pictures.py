@@ -47,7 +47,7 @@ def orders(expansion: Expansion, **options: Any) -> Figure:
 
 def panels(expansion: Expansion, *, photo: Any = None) -> Figure:
     """Network, matrix and account of one expansion side by side."""
-    figure = _figure(18, 6)
+    figure = _figure(18, 6.4)
     axes = figure.subplots(1, 3, width_ratios=[1.1, 1.1, 1])
     network(expansion, photo=photo, axes=axes[0])
     matrix(expansion, axes=axes[1])
@@ -98,7 +98,7 @@ def waterfall(expansion: Expansion, *, k: int = 12, axes: Axes | None = None) ->
     axes.axvline(expansion.value, color="0.2", lw=0.8)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.15)
+    axes.margins(x=0.25)
     axes.set_xlabel(f"from f(x₀) = {expansion.constant:.4g} to f(x) = {expansion.value:.4g}", fontsize=8)
     axes.set_title(_headline(expansion), fontsize=9)
     return figure
@@ -122,8 +122,10 @@ def network(expansion: Expansion, *, k: int = 12, photo: Any = None, axes: Axes 
         axes.imshow(np.full((*shape, 3), 255) if photo is None else backdrop(photo, shape).astype(np.uint8))
     else:
         places = {s: (float(s), 0.0) for s in range(len(names))}
+        slanted = sum(map(len, names)) > 50
+        style: dict[str, Any] = {"ha": "right", "rotation": 35, "fontsize": 8} if slanted else {"ha": "center"}
         for s, name in enumerate(names):
-            axes.annotate(name, (s, -0.05), ha="center", va="top", fontsize=10)
+            axes.annotate(name, (s, -0.05), va="top", **style)
         axes.set_xlim(-0.6, len(names) - 0.4)
     effects = expansion.interactions
     pairs = sorted(((i, j) for i in range(len(names)) for j in range(i)), key=lambda p: -abs(float(effects[p])))[:k]
