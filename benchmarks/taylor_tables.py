@@ -18,6 +18,7 @@ import torch
 import deeptaylor as dt
 from deeptaylor import demo, taylor_demo
 from deeptaylor.report.findings import prepare
+from deeptaylor.taylor.result import part_of_the_way
 from deeptaylor.taylor.segments import each_feature
 
 HERE = Path(__file__).parent
@@ -150,7 +151,7 @@ def page() -> str:
         ]
         for name, row in table.items():
             shares = ", ".join(f"{v:.3g}" for v in row["shares"])
-            reach = ", ".join(f"{100 * v:.2g} %" for v in row["trust_radius"])
+            reach = ", ".join(part_of_the_way(v) for v in row["trust_radius"])
             lines.append(f"| {name} | {row['value'] - row['reference_value']:.2f} | {shares} | {reach} |")
         lines.append("")
     table = _read("fits")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError, MissingExtra
-from .result import Expansion, percent
+from .result import Expansion, part_of_the_way, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def orders(expansion: Expansion, **options: Any) -> Figure:
     reach = expansion.trust_radius
     titles = []
     for k, share in enumerate(expansion.shares, 1):
-        trust = "" if reach is None else f"\nholds for {percent(float(reach[k - 1]))} of the way"
+        trust = "" if reach is None else f"\nholds for {part_of_the_way(float(reach[k - 1]))} of the way"
         titles.append(f"order {k}: {float(share):.3g}{trust}")
     return grid([[m.double().cpu().numpy() for m in maps]], columns=titles, **options)
 

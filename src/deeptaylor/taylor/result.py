@@ -180,7 +180,7 @@ class Expansion:
             if reach < TRUST:
                 end = "the input" if self.centre < 0.5 else "the reference" if self.centre > 0.5 else "both ends"
                 found.append(
-                    f"this expansion of order {self.order} is valid for {percent(reach)} of the way to {end}: it "
+                    f"this expansion of order {self.order} is valid for {part_of_the_way(reach)} of the way to {end}: it "
                     "describes that neighbourhood, not f(x) − f(x₀)"
                 )
         return tuple(found)
@@ -303,7 +303,7 @@ class Expansion:
             + f"; residual {self.residual:.4g} ({percent(self.relative_residual)})",
         ]  # fmt: skip
         if self.trust_radius is not None:
-            reach = ", ".join(f"{k}: {percent(float(r))}" for k, r in enumerate(self.trust_radius, 1))
+            reach = ", ".join(f"{k}: {part_of_the_way(float(r))}" for k, r in enumerate(self.trust_radius, 1))
             lines.append(f"  trust radius of orders {reach} of the way (within {percent(self.tolerance)})")
         if self.fidelity:
             lines.append("  held-out R² of orders " + ", ".join(f"{k}: {v:.3f}" for k, v in self.fidelity.items()))
@@ -372,3 +372,8 @@ def percent(part: float) -> str:
     if part >= 10:
         return f"{part:,.0f} times" if part < float("inf") else "infinitely many times"
     return f"{100 * part:.0f} %" if part >= 0.1 else f"{100 * part:.2g} %"
+
+
+def part_of_the_way(radius: float) -> str:
+    """A trust radius in words; below a thousandth of the way none is looked for."""
+    return percent(radius) if radius > 0 else "less than 0.1 %"
