@@ -105,7 +105,7 @@ def fits(chosen: list[str]) -> dict[str, object]:
         result = dt.fit_taylor(model, x, "blur", (7, 7))
         size = float(result.pair_shares.abs().sum()) / 2
         found[name] = {"total": result.total, "r2": dict(result.fidelity), "sum_of_sizes": size,
-                       "residual": result.residual, "masks": 600}  # fmt: skip
+                       "residual": result.residual, **result.details}  # fmt: skip
         print(name, found[name], flush=True)
     return found
 

@@ -180,8 +180,8 @@ class Expansion:
             if reach < TRUST:
                 end = "the input" if self.centre < 0.5 else "the reference" if self.centre > 0.5 else "both ends"
                 found.append(
-                    f"this expansion of order {self.order} is valid for {part_of_the_way(reach)} of the way to {end}: it "
-                    "describes that neighbourhood, not f(x) − f(x₀)"
+                    f"this expansion of order {self.order} is valid for {part_of_the_way(reach)} of the way to {end}: "
+                    "it describes that neighbourhood, not f(x) − f(x₀)"
                 )
         return tuple(found)
 
