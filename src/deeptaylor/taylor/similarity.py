@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import InputError, MissingExtra
 from ..inputs import Model
@@ -26,6 +25,7 @@ from ..origin import plain_torch
 from .pure import Function, check_batch, pure
 from .references import Kind, reference
 from .result import RESIDUAL, Cost
+from .safe import safe_mode
 from .segments import Segments, as_segments
 
 METHODS = ("integrated", "gradient", "shapley", "lrp")
@@ -249,8 +249,8 @@ class _Side:
     def jacobian(self, places: Tensor, weights: Tensor, chunk: int) -> Tensor:
         """Σ_k w_k J(x₀ + t_k δ) δ_s: (S, M); S tangents per node, which share the node's forward pass."""
         total = torch.zeros(len(self.segments), self.end.numel(), dtype=torch.float64)
-        # The other kernels of attention have no forward mode.
-        with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        # Outside the safe mode fused attention and recurrences have no forward mode.
+        with safe_mode(), torch.no_grad():
             for t, w in zip(places.tolist(), weights.tolist(), strict=True):
                 point = self.x0 + t * self.delta
 
