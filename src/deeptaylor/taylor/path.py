@@ -100,9 +100,9 @@ def taylor_path(
         max_gradients: where to stop, with a warning, if the tolerance is not met.
 
     Returns:
-        `maps` (3, *sample) for orders 1, 2 (zero: even orders cancel around a centre) and 3; `details["centres"]`,
-        `details["widths"]` and `details["orders"]` of the stretches; `details["spread"]`, the root of the sum of squared
-        remainders over f(x) − f(x₀); `details["map_change"]`, Σ|map with the last cuts − map without| / Σ|map|. The
+        `maps` (3, *sample) for orders 1, 2 (zero: even orders cancel around a centre) and 3; `details`:
+        "centres", "widths" and "orders" of the stretches; "spread", the root of the sum of squared remainders over
+        f(x) − f(x₀); "map_change", Σ|map with the last cuts − map without| / Σ|map|. The
         tolerance is one of sums: where errors of single entries cancel, only `map_change` shows it.
 
     Raises:
@@ -143,8 +143,8 @@ def taylor_path(
         cost=score.cost,
         target=score.target,
         notes=(
-            f"{len(parts)} stretches, the shortest {min(part.width for part, *_ in parts):.2g} of the path; the last cuts "
-            f"moved the map by {change:.2g} of its size",
+            f"{len(parts)} stretches, the shortest {min(part.width for part, *_ in parts):.2g} of the path; the last "
+            f"cuts moved the map by {change:.2g} of its size",
         ),
         details={
             "centres": [part.centre for part, *_ in parts],
