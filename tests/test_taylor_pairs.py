@@ -240,7 +240,7 @@ def test_two_hundred_features_at_order_two_take_at_most_250_batched_gradients():
 
 
 def test_tables_go_in_and_out_and_are_drawn():
-    import pandas
+    pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(torch.randn(30, 3).numpy(), columns=["slag", "age", "water"])
     found = dt.dataset_coefficients(planted, frame)
     table = found.to_frame()

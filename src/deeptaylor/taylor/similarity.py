@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, MissingExtra
+from ..explainer import Explainer
 from ..inputs import Model
 from ..origin import plain_torch
 from .pure import Function, check_batch, pure
@@ -294,8 +295,6 @@ class _Side:
         return total
 
     def relevance(self, phi: Model, kwargs: Mapping[str, Any] | None, head: Any, composite: Any, chunk: int) -> Tensor:
-        from ..explainer import Explainer
-
         explainer = Explainer(phi, self.x, composite=composite, kwargs=kwargs, head=head)
         rows = []
         for start in range(0, self.end.numel(), chunk):
