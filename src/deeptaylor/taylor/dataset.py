@@ -82,6 +82,7 @@ def dataset_coefficients(
         columns = tuple(str(name) for name in names)
     if len(columns) != count:
         raise InputError(f"{len(columns)} names for {count} features")
+    _afford(0 if indices is not None else 1 + (order > 1) * count + (order > 2) * 3 * count * (count + 1) // 2, budget)
     wanted = _wanted(indices, order, count)
     if scale not in ("std", None):
         raise InputError(f"scale {scale!r} is not known: pass 'std' or None")
@@ -90,11 +91,7 @@ def dataset_coefficients(
     how = reducers(reduce, confidence)
     stems = sorted({index[:-1] for index in wanted}, key=lambda stem: (len(stem), stem))
     cost = _passes(stems)
-    if cost > budget:
-        raise InputError(
-            f"{len(wanted):,} coefficients of {count} features take {cost:,} batched gradients, the budget is "
-            f"{budget:,}; lower the order, choose some with indices=[...], or raise it: budget={cost}"
-        )
+    _afford(cost, budget)
     ends: dict[Indices, list[int]] = {stem: [] for stem in stems}
     for index in wanted:
         ends[index[:-1]].append(index[-1])
@@ -158,6 +155,14 @@ def _factor(index: Indices, sigma: Tensor) -> float:
 def _passes(stems: list[Indices]) -> int:
     """Batched gradients: one for order 1, one per tangent of order 2, three per pair of directions of order 3."""
     return sum({0: 1, 1: 1, 2: 3}[len(stem)] for stem in stems)
+
+
+def _afford(passes: int, budget: int) -> None:
+    if passes > budget:
+        raise InputError(
+            f"these coefficients take {passes:,} batched gradients, the budget is {budget:,}; lower the order, choose "
+            f"some with indices=[...], or raise it: budget={passes}"
+        )
 
 
 def _chunks(stems: list[Indices], size: int) -> Iterable[list[Indices]]:

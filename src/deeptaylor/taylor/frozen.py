@@ -42,7 +42,7 @@ def _constant(func: Any, *args: Any, **kwargs: Any) -> Tensor:
     return func(*args, **kwargs).detach()
 
 
-def _attention(func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _attention(func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
     return func(query.detach(), key.detach(), value, *args, **kwargs)
 
 
@@ -53,10 +53,10 @@ def _secant(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 _F = nn.functional
-_FROZEN: dict[Any, Callable[..., Tensor]] = {
+_FROZEN: dict[Any, Callable[..., Any]] = {
     _F.layer_norm: _layer_norm,
     _F.rms_norm: _rms_norm,
     **dict.fromkeys((_F.softmax, torch.softmax, Tensor.softmax, torch.rsqrt, Tensor.rsqrt), _constant),
-    _F.scaled_dot_product_attention: _attention,
+    **dict.fromkeys((_F.scaled_dot_product_attention, _F.multi_head_attention_forward), _attention),
     **dict.fromkeys((_F.gelu, _F.silu, torch.tanh, Tensor.tanh, _F.tanh), _secant),
 }

@@ -100,8 +100,10 @@ def taylor_path(
         max_gradients: where to stop, with a warning, if the tolerance is not met.
 
     Returns:
-        `maps` (3, *sample) for orders 1, 2 (zero: even orders cancel around a centre) and 3; `details["centres"]`,
-        `details["widths"]` and `details["spread"]`, the root of the sum of squared remainders over f(x) − f(x₀).
+        `maps` (3, *sample) for orders 1, 2 (zero: even orders cancel around a centre) and 3; `details`:
+        "centres", "widths" and "orders" of the stretches; "spread", the root of the sum of squared remainders over
+        f(x) − f(x₀); "map_change", Σ|map with the last cuts − map without| / Σ|map|. The
+        tolerance is one of sums: where errors of single entries cancel, only `map_change` shows it.
 
     Raises:
         InputError: as for every expansion; rtol or max_gradients out of range; f not finite on the path, with where.
@@ -130,20 +132,26 @@ def taylor_path(
             break
         path.cut(max(parts, key=lambda part: abs(part[2]))[0].worst())
     met = max(miss, spread) <= rtol
+    maps = path.maps([(part, order) for part, order, _ in parts])
+    change = float((maps.sum(0) - path.coarser(whole)).abs().sum() / maps.sum(0).abs().sum().clamp(min=1e-300))
     return Expansion(
         method="taylor_path",
         value=score.value,
         reference_value=path.begin,
         segments=segments,
-        maps=path.maps([(part, order) for part, order, _ in parts]),
+        maps=maps,
         cost=score.cost,
         target=score.target,
-        notes=(f"{len(parts)} stretches, the shortest {min(part.width for part, *_ in parts):.2g} of the path",),
+        notes=(
+            f"{len(parts)} stretches, the shortest {min(part.width for part, *_ in parts):.2g} of the path; the last "
+            f"cuts moved the map by {change:.2g} of its size",
+        ),
         details={
             "centres": [part.centre for part, *_ in parts],
             "widths": [part.width for part, *_ in parts],
             "orders": [order for _, order, _ in parts],
             "spread": spread,
+            "map_change": change,
         },
         extra_warnings=()
         if met
@@ -195,6 +203,15 @@ class _Path:
                 third += part.width * 3 * (ends - 2 * centre) / 8
         delta = self.delta[0].double()
         return torch.stack([first * delta, torch.zeros_like(delta), third * delta])
+
+    def coarser(self, stretch: _Stretch) -> Tensor:
+        """The map of order 1 without the last cuts: *sample."""
+        cut = [third for third in stretch.thirds if third.thirds]
+        if not cut:
+            return stretch.width * self.gradients[stretch.centre].double() * self.delta[0].double()
+        own = [self.coarser(third) for third in cut]
+        rest = [third.width * self.gradients[third.centre].double() for third in stretch.thirds if not third.thirds]
+        return torch.stack([*own, *(part * self.delta[0].double() for part in rest)]).sum(0)
 
     def _slopes(self, places: list[float]) -> list[float]:
         gradients = self.score.gradients(self._points(places))

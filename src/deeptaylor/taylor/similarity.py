@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import InputError, MissingExtra
+from ..explainer import Explainer
 from ..inputs import Model
 from ..origin import plain_torch
 from .pure import Function, check_batch, pure
 from .references import Kind, reference
 from .result import RESIDUAL, Cost
+from .safe import safe_mode
 from .segments import Segments, as_segments
 
 METHODS = ("integrated", "gradient", "shapley", "lrp")
@@ -249,8 +250,8 @@ class _Side:
     def jacobian(self, places: Tensor, weights: Tensor, chunk: int) -> Tensor:
         """Σ_k w_k J(x₀ + t_k δ) δ_s: (S, M); S tangents per node, which share the node's forward pass."""
         total = torch.zeros(len(self.segments), self.end.numel(), dtype=torch.float64)
-        # The other kernels of attention have no forward mode.
-        with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        # Outside the safe mode fused attention and recurrences have no forward mode.
+        with safe_mode(), torch.no_grad():
             for t, w in zip(places.tolist(), weights.tolist(), strict=True):
                 point = self.x0 + t * self.delta
 
@@ -294,8 +295,6 @@ class _Side:
         return total
 
     def relevance(self, phi: Model, kwargs: Mapping[str, Any] | None, head: Any, composite: Any, chunk: int) -> Tensor:
-        from ..explainer import Explainer
-
         explainer = Explainer(phi, self.x, composite=composite, kwargs=kwargs, head=head)
         rows = []
         for start in range(0, self.end.numel(), chunk):

@@ -7,9 +7,10 @@ ln 2/β at each unit. `SmoothMode.change` says what that does to the output.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,6 +64,9 @@ class smooth_mode(TorchFunctionMode):
         beta: sharpness; log 2/β is the largest change of a unit.
     """
 
+    _sharp: ClassVar[int] = 0
+    """Above 0 no instance replaces anything."""
+
     def __init__(self, beta: float = 10.0) -> None:
         if not (isinstance(beta, int | float) and 0 < beta < float("inf")):
             raise InputError(f"beta {beta!r} must be a positive number")
@@ -73,7 +77,7 @@ class smooth_mode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         smooth = _SMOOTH.get(func)
-        if smooth is None or not _floating(args, kwargs):
+        if smooth is None or smooth_mode._sharp or not _floating(args, kwargs):
             return func(*args, **(kwargs or {}))
         self.replaced += 1
         kwargs = dict(kwargs or {})
@@ -92,10 +96,21 @@ class smooth_mode(TorchFunctionMode):
         """
         run, x = pure(f), check_batch(x)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            sharp = run(x.clone())  # a model may write into its input
+            with _as_is():
+                sharp = run(x.clone())  # a model may write into its input
             with smooth_mode(self.beta):
                 smooth = run(x.clone())
         return Change(self.beta, sharp, smooth)
+
+
+@contextmanager
+def _as_is() -> Iterator[None]:
+    """Inside, models run with their kinks, whatever modes are active."""
+    smooth_mode._sharp += 1
+    try:
+        yield
+    finally:
+        smooth_mode._sharp -= 1
 
 
 def choose_beta(f: Model, x: Tensor, tolerance: float = 0.01) -> float:
