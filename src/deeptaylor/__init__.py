@@ -3,6 +3,7 @@
 from . import composites as composites
 from . import errors as errors
 from . import extend as extend
+from . import importers as importers
 from . import rules as rules
 from . import testing as testing
 from ._version import __version__ as __version__

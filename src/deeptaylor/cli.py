@@ -42,9 +42,9 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="**torchvision:NAME**, **timm:NAME**, a **.pt2** file saved by torch.export.save, or "
-        "**package.module:factory**, a function without arguments that returns the model. Programs and factories are "
-        "code: run only what you trust.",
+        help="**torchvision:NAME**, **timm:NAME**, **package.module:factory** (a function without arguments that "
+        "returns the model), or a file: **.onnx**, **.pt2** (saved by torch.export.save), **.txt** (of the LRP "
+        "Toolbox). Programs and factories are code: run only what you trust.",
         show_default=False,
     ),
 ]
@@ -246,6 +246,7 @@ def plan(
     ```
     deeptaylor plan torchvision:resnet18
     deeptaylor plan lab.nets:build --size 128 -c deep-taylor
+    deeptaylor plan model.onnx
     ```
     """
     from .adapters.zoo import check_source, load_model
