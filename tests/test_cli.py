@@ -176,7 +176,7 @@ BAD = {
     ),
     "form of model": (["explain", "cat.png", "-m", "resnet50", *SIZE], "torchvision:NAME"),
     "weights as model": (["explain", "cat.png", "-m", "w.safetensors", *SIZE], "--weights w.safetensors"),
-    "missing program": (["explain", "cat.png", "-m", "w.pt2", *SIZE], "no program at w.pt2"),
+    "missing program": (["explain", "cat.png", "-m", "w.pt2", *SIZE], "no model at w.pt2"),
     "missing module": (["explain", "cat.png", "-m", "nomodule:build", *SIZE], "no module 'nomodule'"),
     "missing function": (["explain", "cat.png", "-m", "desknet:buidl", *SIZE], "did you mean build"),
     "no model": (["explain", "cat.png", "-m", "desknet:number", *SIZE], "building desknet:number failed"),

@@ -144,12 +144,13 @@ class _Wiring:
         if bias is not None:
             together.append(bias)
         outputs = list(together[-1].output)
-        name = outputs[0]
+        name = next(value for value in outputs if value)
         for value in outputs:  # wired even where it fails, so that one problem is not reported many times
             self.values[value] = None
         where = _where(node)
-        if node.domain not in ("", "ai.onnx"):
-            self.problems.append(f"{where} of the domain {node.domain!r}")
+        if node.domain not in ("", "ai.onnx") or any(a.HasField("g") for a in node.attribute):
+            what = f"of the domain {node.domain!r}" if node.domain else "holds a graph of its own"
+            self.problems.append(f"{where} {what}")
             return outputs
         try:
             module, weights = _module_of(together, self._weights(node, bias), self.opset)
@@ -207,8 +208,6 @@ class _Wiring:
         """A constant as Python numbers, where it may be an argument; None otherwise."""
         value = self.source.constants.get(name)
         if value is None or value.ndim > 1 or value.dtype.kind not in "iubf":
-            return None
-        if value.dtype.kind == "f" and value.size > 1:
             return None
         return value.tolist() if value.size <= _FEW else None
 

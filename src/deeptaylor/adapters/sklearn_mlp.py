@@ -87,8 +87,8 @@ def from_sklearn(estimator: Any, *, dtype: torch.dtype = torch.float32) -> Sklea
     if isinstance(network, MLPClassifier) and ending == "logistic" and len(network.classes_) == 2:
         layers[-1] = _two_classes(layers[-1])
         notes = ("two classes: the scores are the log-odds of each against the other",)
-    elif ending not in ("identity", "softmax", "logistic"):
-        raise InputError(f"the output activation {ending!r} is not known: identity, softmax and logistic are")
+    elif ending not in ("identity", "softmax", "logistic", "exp"):
+        raise InputError(f"the output activation {ending!r} is not known: identity, softmax, logistic and exp are")
     elif ending != "identity":
         notes = (f"the closing {ending} is left off: what is explained are the scores that enter it",)
     model = SklearnMLP(*layers).to(dtype).eval().requires_grad_(False)
