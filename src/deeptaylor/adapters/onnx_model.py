@@ -101,12 +101,14 @@ class _Wiring:
         kind, outputs = node.op_type, list(node.output)
         literal = {name: self._literal(name) for name in given}
         on_numbers = all(name in self.numbers or literal[name] is not None for name in given)
-        if kind in ("Shape", "Size") and given[0] not in self.numbers:
+        if kind in ("Shape", "Size") and given[0] not in self.numbers and not on_numbers:
             limits = {a.name: a.i for a in node.attribute}
             self._call(
                 outputs[0], sizes.shape_of if kind == "Shape" else sizes.size_of, self._tensor(given[0]), **limits
             )
             self.numbers.add(outputs[0])
+        elif kind == "ConstantOfShape" and on_numbers:
+            self._constant_of_shape(node)
         elif kind in sizes.ON_NUMBERS and on_numbers and any(name in self.numbers for name in given):
             self._call(outputs[0], sizes.ON_NUMBERS[kind], *map(self._number, given))
             self.numbers.add(outputs[0])
@@ -117,6 +119,18 @@ class _Wiring:
         else:
             outputs = self._convert(node)
         return outputs
+
+    def _constant_of_shape(self, node: Any) -> None:
+        """As many sizes as there are sizes, or a tensor."""
+        values = [import_onnx().numpy_helper.to_array(a.t).reshape(-1) for a in node.attribute]
+        value = torch.from_numpy(np.array(values[0])) if values else torch.zeros(1)
+        name, dims = node.output[0], self._number(node.input[0])
+        source = self.source.producer(node.input[0])
+        if source is not None and source.op_type == "Shape" and source.input[0] in self.numbers:
+            self._call(name, sizes.repeat, dims, int(value))
+            self.numbers.add(name)
+        else:
+            self._call(name, sizes.filled, dims, value.item(), value.dtype)
 
     def _on_tensor(self, node: Any) -> None:
         """Wires an operator whose arguments behind the data are all numbers."""

@@ -62,6 +62,26 @@ def product(values: Numbers, *_: Numbers) -> Numbers:
     return math.prod(values) if isinstance(values, list) else values
 
 
+def flat(values: Numbers, *_: Numbers) -> Numbers:
+    """Reshape to one axis."""
+    return values if isinstance(values, list) else [values]
+
+
+def count(values: Numbers) -> Numbers:
+    """Shape of sizes."""
+    return [len(values)]
+
+
+def repeat(size: Numbers, value: int) -> Numbers:
+    """ConstantOfShape with one axis."""
+    return [value] * size[0]
+
+
+def filled(shape: Numbers, value: float, dtype: torch.dtype) -> Tensor:
+    """ConstantOfShape as a tensor."""
+    return torch.full(shape, value, dtype=dtype)
+
+
 def choose(condition: Numbers, yes: Numbers, no: Numbers) -> Numbers:
     """Where."""
     if not isinstance(condition, list):
@@ -90,7 +110,7 @@ equal = _elementwise(lambda a, b: a == b)
 ON_NUMBERS: dict[str, Callable[..., Numbers]] = {
     "Gather": pick, "Concat": join, "Slice": part, "Unsqueeze": wrap, "Squeeze": unwrap, "Cast": same,
     "ReduceProd": product, "Where": choose, "Add": add, "Sub": subtract, "Mul": multiply, "Div": divide,
-    "Mod": remainder, "Equal": equal, "Identity": same,
+    "Mod": remainder, "Equal": equal, "Identity": same, "Reshape": flat, "Shape": count,
 }  # fmt: skip
 """Operations that give sizes where all their inputs are sizes."""
 

@@ -144,6 +144,8 @@ def check_source(source: str, weights: str | None) -> None:
             f"{source} is a file of {FOREIGN[suffix]}, which can't be read: export the model to ONNX and pass "
             "the .onnx file"
         )
+    if Path(source).is_file() and suffix != ".py":
+        raise ModelLoadError(f"{source} is a file of a kind that is not known as a model; the forms are {FORMS}")
     if not prefix or not rest:
         raise ModelLoadError(f"{source!r} is no model; write {FORMS}")
     if weights and weights != PRETRAINED:
