@@ -175,6 +175,12 @@ SMALL = {
     "layer norm": ([("LayerNormalization", ["x", "w", "b"], ["out"], {"axis": -1})], (2, 3, 6), {"w": numbers(6), "b": numbers(6)}),
     "local response": ([("LRN", ["x"], ["out"], {"size": 3, "alpha": 0.1})], (2, 5, 3, 3), {}),
     "lstm": ([("LSTM", ["x", "w", "r", "b", "", "h"], ["", "last"], {"hidden_size": 4}), ("Squeeze", ["last", "a"], ["out"], {})], (5, 2, 3), {"w": numbers(1, 16, 3), "r": numbers(1, 16, 4), "b": numbers(1, 32), "h": np.zeros((1, 2, 4), np.float32), "a": np.array([0])}),
+    "lstm that starts at zero": ([("LSTM", ["x", "w", "r", "", "", "h", "h"], ["all"], {"hidden_size": 4, "direction": "bidirectional"}), ("ReduceSum", ["all", "a"], ["out"], {})], (5, 2, 3), {"w": numbers(2, 16, 3), "r": numbers(2, 16, 4), "h": np.zeros((2, 2, 4), np.float32), "a": np.array([0, 1])}),
+    "gru": ([("GRU", ["x", "w", "r", "b"], ["", "last"], {"hidden_size": 4, "linear_before_reset": 1}), ("Squeeze", ["last", "a"], ["out"], {})], (5, 2, 3), {"w": numbers(1, 12, 3), "r": numbers(1, 12, 4), "b": numbers(1, 24), "a": np.array([0])}),
+    "size as a fraction": ([
+        ("Shape", ["x"], ["s"], {}), ("Cast", ["s"], ["f"], {"to": TensorProto.FLOAT}), ("Mul", ["f", "scale"], ["g"], {}), ("Floor", ["g"], ["h"], {}),
+        ("Cast", ["h"], ["to"], {"to": TensorProto.INT64}), ("Resize", ["x", "", "", "to"], ["out"], {"mode": "linear"}),
+    ], (2, 3, 4, 5), {"scale": np.array([1, 1, 1.5, 1.5], np.float32)}),
     "dropout": ([("Dropout", ["x"], ["d"], {}), ("Identity", ["d"], ["i"], {}), ("Neg", ["i"], ["out"], {})], (2, 3), {}),
     "sizes": ([
         ("Shape", ["x"], ["s"], {}), ("Gather", ["s", "zero"], ["n"], {}), ("Gather", ["s", "one"], ["c"], {}),
@@ -189,9 +195,7 @@ def test_an_operator_computes_what_onnxruntime_does(case):
     import onnxruntime
 
     nodes, shape, constants = case
-    proto = model(
-        nodes, ["N", *shape[1:]] if nodes[0][0] != "MatMul" and "lstm" not in nodes[0][0].lower() else shape, constants
-    )
+    proto = model(nodes, ["N", *shape[1:]] if nodes[0][0] not in ("MatMul", "LSTM", "GRU") else shape, constants)
     x = numbers(*shape)
     (expected,) = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(
         None, {"x": x}

@@ -110,7 +110,8 @@ class _Wiring:
         elif kind == "ConstantOfShape" and on_numbers:
             self._constant_of_shape(node)
         elif kind in sizes.ON_NUMBERS and on_numbers and any(name in self.numbers for name in given):
-            self._call(outputs[0], sizes.ON_NUMBERS[kind], *map(self._number, given))
+            to = {"to_float": node.attribute[0].i in _FLOATING} if kind == "Cast" else {}
+            self._call(outputs[0], sizes.ON_NUMBERS[kind], *map(self._number, given), **to)
             self.numbers.add(outputs[0])
         elif kind in operators.ON_TENSORS and all(
             name in self.numbers or not name or literal[name] is not None for name in given[1:]
@@ -167,8 +168,11 @@ class _Wiring:
             self.problems.append(f"{where} {what}")
             return outputs
         try:
-            module, weights = _module_of(together, self._weights(node, bias), self.opset)
+            weights = self._weights(node, bias)
             inputs = [value for value in node.input if value not in weights]
+            if node.op_type in _LAYERS:  # layers take data alone, without gaps
+                inputs = [value for value in inputs if value]
+            module = _module_of(together, weights, self.opset)
             while inputs and not inputs[-1]:
                 inputs.pop()
             arguments = [self._tensor(value) if value else None for value in inputs]
@@ -246,12 +250,14 @@ class _Wiring:
         return self.graph.get_attr(name)
 
 
+_FLOATING = (1, 10, 11, 16)
+"""onnx.TensorProto's float32, float16, float64, bfloat16."""
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "InstanceNormalization", "LSTM", "GRU", "RNN")
 """Operators whose constant inputs become parameters of a PyTorch layer."""
 
 
-def _module_of(nodes: list[Any], weights: dict[str, npt.NDArray[Any]], opset: int) -> tuple[nn.Module, set[str]]:
-    """The module that onnx2pytorch makes of a node, and the names of the constants that are its parameters."""
+def _module_of(nodes: list[Any], weights: dict[str, npt.NDArray[Any]], opset: int) -> nn.Module:
+    """The module that onnx2pytorch makes of a node, with constants as its parameters."""
     onnx = import_onnx()
     converter = _import_converter()
     copies = []
@@ -260,7 +266,8 @@ def _module_of(nodes: list[Any], weights: dict[str, npt.NDArray[Any]], opset: in
         copy.CopyFrom(node)
         _settle(copy, weights)
         copies.append(copy)
-    held = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()]
+    read = {name for copy in copies for name in copy.input}
+    held = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items() if name in read]
     graph = onnx.helper.make_graph(copies, "one", [], [], held)
     with warnings.catch_warnings():
         # It warns where it guesses, and where the result may differ: here these are operators that it can't convert.
@@ -269,8 +276,7 @@ def _module_of(nodes: list[Any], weights: dict[str, npt.NDArray[Any]], opset: in
         made = [module for _, _, module in converter(graph, opset, 0, False)]
     if len(made) != 1:
         raise ValueError("onnx2pytorch makes several layers of it")
-    module = made[0] if isinstance(made[0], nn.Module) else _Function(made[0])
-    return module, set(weights)
+    return made[0] if isinstance(made[0], nn.Module) else _Function(made[0])
 
 
 def _settle(node: Any, weights: dict[str, npt.NDArray[Any]]) -> None:
@@ -284,7 +290,6 @@ def _settle(node: Any, weights: dict[str, npt.NDArray[Any]]) -> None:
     if node.op_type in ("LSTM", "GRU", "RNN"):  # a state that starts at zero is the default
         for i in range(5, len(node.input)):
             if node.input[i] in weights and not weights[node.input[i]].any():
-                del weights[node.input[i]]
                 node.input[i] = ""
 
 

@@ -53,8 +53,15 @@ def unwrap(values: Numbers, *_: Numbers) -> Numbers:
 
 
 def same(value: Numbers) -> Numbers:
-    """Cast between integers."""
+    """Identity."""
     return value
+
+
+def cast(values: Numbers, *, to_float: bool = False) -> Numbers:
+    """Cast; fractions are cut."""
+    if isinstance(values, list):
+        return [cast(value, to_float=to_float) for value in values]
+    return torch.sym_float(values) if to_float else torch.sym_int(values)
 
 
 def product(values: Numbers, *_: Numbers) -> Numbers:
@@ -100,15 +107,26 @@ def _elementwise(function: Callable[[Any, Any], Any]) -> Callable[[Numbers, Numb
     return both
 
 
+def floor(values: Numbers) -> Numbers:
+    """Floor."""
+    return [math.floor(value) for value in values] if isinstance(values, list) else math.floor(values)
+
+
+def ceil(values: Numbers) -> Numbers:
+    """Ceil."""
+    return [math.ceil(value) for value in values] if isinstance(values, list) else math.ceil(values)
+
+
 add = _elementwise(lambda a, b: a + b)
 subtract = _elementwise(lambda a, b: a - b)
 multiply = _elementwise(lambda a, b: a * b)
-divide = _elementwise(lambda a, b: a // b)
+divide = _elementwise(lambda a, b: a // b if _is_whole(a) and _is_whole(b) else a / b)
 remainder = _elementwise(lambda a, b: a % b)
 equal = _elementwise(lambda a, b: a == b)
 
 ON_NUMBERS: dict[str, Callable[..., Numbers]] = {
-    "Gather": pick, "Concat": join, "Slice": part, "Unsqueeze": wrap, "Squeeze": unwrap, "Cast": same,
+    "Gather": pick, "Concat": join, "Slice": part, "Unsqueeze": wrap, "Squeeze": unwrap, "Cast": cast,
+    "Floor": floor, "Ceil": ceil,
     "ReduceProd": product, "Where": choose, "Add": add, "Sub": subtract, "Mul": multiply, "Div": divide,
     "Mod": remainder, "Equal": equal, "Identity": same, "Reshape": flat, "Shape": count,
 }  # fmt: skip
@@ -118,6 +136,10 @@ ON_NUMBERS: dict[str, Callable[..., Numbers]] = {
 def as_tensor(values: Numbers, dtype: torch.dtype) -> Tensor:
     """Sizes as a tensor, for operations that want one."""
     return torch.tensor(values, dtype=dtype)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | torch.SymInt)
 
 
 def _one(values: Numbers) -> Numbers:
