@@ -187,7 +187,7 @@ def test_what_is_no_network_is_refused(tmp_path):
     np.save(tmp_path / "data.npy", np.zeros(3))
     (tmp_path / "half.nn").write_bytes(b"\x80\x02(cmod")
     (tmp_path / "photo.txt").write_bytes(bytes(range(256)))
-    for name, said in [("data", "data, not a network"), ("half", "or truncated"), ("photo", "no plain text")]:
+    for name, said in [("data", "data, not a network"), ("half", "or truncated"), ("photo", "read as plain text")]:
         path = next(tmp_path.glob(f"{name}.*"))
         with pytest.raises(ModelLoadError, match=said):
             from_lrp_toolbox(path)

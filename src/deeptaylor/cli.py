@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -197,6 +198,9 @@ def explain(
     composites = list(dict.fromkeys(composite or ["auto"]))
     asks = target or (["top2", "top1 vs top2"] if out.suffix.lower() == ".html" else ["top1"])
     check_out(out)
+    for path in (*photos, model, weights, labels):
+        if path and out.exists() and Path(path).exists() and out.samefile(path):
+            raise InputError(f"--out {out} is a file that is read here, and would be overwritten: choose another name")
     check_syntax(asks)
     for name in composites:
         by_name(name)
@@ -215,6 +219,8 @@ def explain(
         ready = [read(path, loaded.preprocessing) for path in photos]
     for note in loaded.notes:
         _note(note)
+    if given[0] and max(given[0]) > 1:
+        _note(f"--mean {mean} is subtracted from pixels in 0..1; for pixels in 0..255 divide mean and std by 255")
     story = Story(
         title=f"What {loaded.name} saw in {len(photos)} photo{'s' if len(photos) > 1 else ''}",
         lead="Every map shares out one of the network's scores among the pixels; the balance beside it says what never "
@@ -327,7 +333,10 @@ def _numbers(text: str | None, option: str) -> list[float] | None:
     if text is None:
         return None
     try:
-        return [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("not finite")
+        return numbers
     except ValueError as error:
         raise InputError(f"{option} {text!r}: write one number, or one per channel with commas between") from error
 

@@ -93,15 +93,6 @@ def from_lrp_toolbox(
     return network
 
 
-def is_toolbox_text(path: Path) -> bool:
-    """Whether a text file begins as the toolbox's networks do."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.readline(200).split()[:1] in [[kind] for kind in LAYERS]
-    except (OSError, UnicodeDecodeError):
-        return False
-
-
 Description = tuple[str, str, list[int], Numbers | None, Numbers | None]
 """Where it stands, kind, sizes, weights, biases."""
 
@@ -143,8 +134,10 @@ _SIZES = {"Linear": 2, "Convolution": 6, "SumPool": 4, "MaxPool": 4}
 def _read_text(path: Path) -> Iterator[Description]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ModelLoadError(f"{path} is no plain text, so no network of the LRP Toolbox ({error})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelLoadError(
+            f"{path} can't be read as plain text, so as no network of the toolbox ({error})"
+        ) from error
     at = 0
     while at < len(lines):
         words = lines[at].split()
@@ -224,8 +217,8 @@ _HARMLESS = {("numpy", "ndarray"), ("numpy", "dtype")} | {
 
 def _unpickled(path: Path) -> Iterator[Description]:
     """The layers of a pickled network, or of an object array that `numpy.save` wrote."""
-    content = path.read_bytes()
     try:
+        content = path.read_bytes()
         if content[:6] == b"\x93NUMPY":
             file = io.BytesIO(content)
             header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -197,7 +198,7 @@ class OnnxGraph:
         def fit(name: str) -> str:
             if name not in taken:
                 plain = re.sub(r"\W+", "_", name).strip("_") or "value"
-                plain = f"_{plain}" if plain[0].isdigit() else plain
+                plain = f"value_{plain}" if plain[0].isdigit() or keyword.iskeyword(plain) else plain
                 unique, count = plain, 1
                 while unique in used:
                     count += 1
