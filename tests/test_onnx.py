@@ -233,6 +233,14 @@ def test_two_inputs_keep_their_names():
     assert set(result.relevances) == {"a_in", "b_in"}
 
 
+def test_names_that_python_or_a_module_has_already_are_no_obstacle():
+    nodes = [("MatMul", ["in", "float"], ["forward"], {}), ("Relu", ["forward"], ["type"], {}), ("MatMul", ["type", "1"], ["training"], {})]  # fmt: skip
+    constants = {"float": numbers(4, 3), "1": numbers(3, 2)}
+    x = numbers(5, 4)
+    imported = from_onnx(model(nodes, ["N", 4], constants, inputs=["in"], outputs=["training"]))
+    assert np.allclose(imported(torch.from_numpy(x)), np.maximum(x @ constants["float"], 0) @ constants["1"], atol=1e-5)
+
+
 # --- what can't be read or converted
 
 

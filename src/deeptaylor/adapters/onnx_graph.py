@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import fx
 
 from ..errors import MissingExtra, ModelLoadError
 
@@ -18,6 +19,8 @@ OLDEST = 11
 _DOMAINS = ("", "ai.onnx")
 # What exporters put behind a classifier's scores: it is left off, see `without_ending`.
 _ENDINGS = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid"}
+# Names that a module has already, or that the code made of the graph uses.
+_RESERVED = {*dir(fx.GraphModule), "training", "torch", "operator", "self"}
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 
 
@@ -56,8 +59,9 @@ def read(source: str | Path | Any) -> tuple[Any, int]:
             "onnx.version_converter.convert_version(onnx.load(path), 17)"
         )
     try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
+        # by its path where there is one: a model beyond 2 GB can't be checked otherwise
+        onnx.checker.check_model(str(source) if isinstance(source, str | Path) else model)
+    except (onnx.checker.ValidationError, ValueError) as error:
         raise ModelLoadError(f"{name} is not a valid ONNX model: {_first_line(error)}") from error
     return model, opset
 
@@ -193,12 +197,12 @@ class OnnxGraph:
     def _rename(self) -> None:
         """Makes every name an identifier, as PyTorch wants them; different names stay different."""
         taken: dict[str, str] = {"": ""}
-        used: set[str] = set()
+        used = _RESERVED | set(keyword.kwlist)
 
         def fit(name: str) -> str:
             if name not in taken:
                 plain = re.sub(r"\W+", "_", name).strip("_") or "value"
-                plain = f"value_{plain}" if plain[0].isdigit() or keyword.iskeyword(plain) else plain
+                plain = f"value_{plain}" if plain[0].isdigit() else plain
                 unique, count = plain, 1
                 while unique in used:
                     count += 1

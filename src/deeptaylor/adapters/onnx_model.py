@@ -336,10 +336,7 @@ def _prove(model: OnnxModel, proto: Any, graph: OnnxGraph) -> list[str]:
         import onnxruntime
     except ImportError as error:
         raise MissingExtra("converted models are compared with onnxruntime", "onnx") from error
-    copy = onnx.ModelProto.FromString(proto.SerializeToString())
     wanted = graph.original_scores
-    del copy.graph.output[:]
-    copy.graph.output.append(onnx.helper.make_empty_tensor_value_info(wanted))
     feeds = {}
     random = np.random.default_rng(0)
     for entry in proto.graph.input:
@@ -350,15 +347,22 @@ def _prove(model: OnnxModel, proto: Any, graph: OnnxGraph) -> list[str]:
             values = random.random(shape) if np.dtype(dtype).kind == "f" else np.zeros(shape)
             feeds[entry.name] = values.astype(dtype)
     try:
+        copy = onnx.ModelProto.FromString(proto.SerializeToString())
+        del copy.graph.output[:]
+        copy.graph.output.append(onnx.helper.make_empty_tensor_value_info(wanted))
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 4, torch.get_num_threads()
         session = onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
         (expected,) = session.run([wanted], feeds)
     except Exception as error:  # sizes that are free may depend on each other, or an operator may be too new
         return [f"not compared with onnxruntime, which can't run the file here ({str(error).splitlines()[0][:200]})"]
-    with torch.no_grad():
-        given = [torch.from_numpy(feeds[name]) for name in graph.original_inputs]
-        found = np.asarray(model(*given))
+    try:
+        with torch.no_grad():
+            found = np.asarray(model(*(torch.from_numpy(feeds[name]) for name in graph.original_inputs)))
+    except Exception as error:  # an operator that was converted to something that does not run
+        raise ModelLoadError(
+            f"the converted model can't run what onnxruntime runs ({type(error).__name__}: {error}); please report the file"
+        ) from error
     size = max(float(np.abs(expected).max()), 1e-12)
     if found.shape != expected.shape or not float(np.abs(found - expected).max()) <= _AGREE * size:
         raise ModelLoadError(
