@@ -361,7 +361,8 @@ def _prove(model: OnnxModel, proto: Any, graph: OnnxGraph) -> list[str]:
             found = np.asarray(model(*(torch.from_numpy(feeds[name]) for name in graph.original_inputs)))
     except Exception as error:  # an operator that was converted to something that does not run
         raise ModelLoadError(
-            f"the converted model can't run what onnxruntime runs ({type(error).__name__}: {error}); please report the file"
+            f"the converted model can't run what onnxruntime runs ({type(error).__name__}: {error}); "
+            "please report the file"
         ) from error
     size = max(float(np.abs(expected).max()), 1e-12)
     if found.shape != expected.shape or not float(np.abs(found - expected).max()) <= _AGREE * size:
