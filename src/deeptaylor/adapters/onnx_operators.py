@@ -6,6 +6,7 @@ operators' attributes, under ONNX's names. Every conversion is proven against on
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -159,8 +160,6 @@ def arguments(node: Any, given: list[Any], attributes: dict[str, Any]) -> tuple[
     Raises:
         ValueError: an attribute that is not known.
     """
-    import inspect
-
     function = ON_TENSORS[node.op_type]
     known = inspect.signature(function).parameters
     unknown = [name for name in attributes if name not in known]
