@@ -37,11 +37,8 @@ WANTED = 0.9999
 # name: side of the images, options. Small images where the architecture allows them.
 NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {
     "alexnet": (224, {}),
-    "vgg11": (224, {}),
     "resnet18": (64, {}),
-    "densenet121": (64, {}),
     "googlenet": (64, {"init_weights": False, "aux_logits": False}),
-    "inception_v3": (96, {"init_weights": False, "aux_logits": False}),
     "squeezenet1_1": (64, {}),
     "mobilenet_v2": (64, {}),
     "mobilenet_v3_small": (64, {}),
@@ -50,8 +47,6 @@ NETWORKS: dict[str, tuple[int, dict[str, Any]]] = {
     "efficientnet_b0": (64, {}),
     "regnet_y_400mf": (64, {}),
     "convnext_tiny": (64, {}),
-    "vit_b_16": (32, {"image_size": 32}),
-    "swin_t": (64, {}),
 }
 SLICE = ("resnet18", "squeezenet1_1", "shufflenet_v2_x0_5")
 EXPORTERS = {"opset 14": {"dynamo": False, "opset_version": 14}, "opset 18": {"dynamo": True, "opset_version": 18}}

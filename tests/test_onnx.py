@@ -233,6 +233,27 @@ def test_two_inputs_keep_their_names():
     assert set(result.relevances) == {"a_in", "b_in"}
 
 
+@pytest.mark.parametrize("order", [0, 1])
+def test_gelu_that_an_exporter_took_apart_is_one_activation_again(order):
+    constants = {
+        "w": numbers(4, 6),
+        "v": numbers(6, 3),
+        "root": np.float32(2**0.5),
+        "one": np.float32(1),
+        "half": np.float32(0.5),
+    }
+    rest = [[("Mul", ["z", "a"], ["m"], {}), ("Mul", ["m", "half"], ["g"], {})], [("Mul", ["half", "z"], ["m"], {}), ("Mul", ["m", "a"], ["g"], {})]]  # fmt: skip
+    nodes = [
+        ("MatMul", ["x", "w"], ["z"], {}), ("Div", ["z", "root"], ["d"], {}), ("Erf", ["d"], ["e"], {}), ("Add", ["e", "one"], ["a"], {}),
+        *rest[order], ("MatMul", ["g", "v"], ["out"], {}),
+    ]  # fmt: skip
+    imported, x = from_onnx(model(nodes, ["N", 4], constants)), torch.from_numpy(numbers(5, 4))
+    own = nn.Sequential(nn.Linear(4, 6, bias=False), nn.GELU(), nn.Linear(6, 3, bias=False)).eval()
+    own[0].weight.data, own[2].weight.data = (torch.from_numpy(constants[name].T.copy()) for name in "wv")
+    found, expected = (dt.explain(m, x, composite="deep-taylor").relevance for m in (imported, own))
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_names_that_python_or_a_module_has_already_are_no_obstacle():
     nodes = [("MatMul", ["in", "float"], ["forward"], {}), ("Relu", ["forward"], ["type"], {}), ("MatMul", ["type", "1"], ["training"], {})]  # fmt: skip
     constants = {"float": numbers(4, 3), "1": numbers(3, 2)}

@@ -49,6 +49,11 @@ def clip(x: Tensor, low: Numbers = None, high: Numbers = None) -> Tensor:
     return x.clamp(low, high)
 
 
+def gelu(x: Tensor, *, approximate: bytes = b"none") -> Tensor:
+    """Gelu, exact or by tanh."""
+    return F.gelu(x, approximate=approximate.decode())
+
+
 def squeeze(x: Tensor, axes: Numbers = None) -> Tensor:
     """Squeeze of the given axes, or of all of size 1."""
     return x.squeeze() if axes is None else x.squeeze(tuple(axes))
@@ -133,6 +138,7 @@ ON_TENSORS: dict[str, Callable[..., Any]] = {
     "Expand": expand,
     "Slice": slices,
     "Clip": clip,
+    "Gelu": gelu,
     "Squeeze": squeeze,
     "Unsqueeze": unsqueeze,
     "Split": split,
