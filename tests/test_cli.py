@@ -1,6 +1,7 @@
 """The command line does what it says, refuses early and clearly, and never loses what it has found."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def desk(tmp_path, monkeypatch):
     for name in ("cat", "dog"):
         Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
     (tmp_path / "labels.txt").write_text("tabby, tabby cat\nlynx\ntiger cat\n")
+    (tmp_path / "two.txt").write_text("tabby\nlynx\n")
+    (tmp_path / "word.json").write_text('"tabby"')
     (tmp_path / "desknet.py").write_text(FACTORY)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -176,7 +179,7 @@ BAD = {
     ),
     "form of model": (["explain", "cat.png", "-m", "resnet50", *SIZE], "torchvision:NAME"),
     "weights as model": (["explain", "cat.png", "-m", "w.safetensors", *SIZE], "--weights w.safetensors"),
-    "missing program": (["explain", "cat.png", "-m", "w.pt2", *SIZE], "no program at w.pt2"),
+    "missing program": (["explain", "cat.png", "-m", "w.pt2", *SIZE], "no model at w.pt2"),
     "missing module": (["explain", "cat.png", "-m", "nomodule:build", *SIZE], "no module 'nomodule'"),
     "missing function": (["explain", "cat.png", "-m", "desknet:buidl", *SIZE], "did you mean build"),
     "no model": (["explain", "cat.png", "-m", "desknet:number", *SIZE], "building desknet:number failed"),
@@ -212,6 +215,19 @@ BAD = {
     ),
     "three sides": (["explain", "cat.png", "-m", "desknet:build", *SIZE, "-t", "0 vs 1 vs 2"], "'this vs that'"),
     "labels": (["explain", "cat.png", "-m", "desknet:build", *SIZE, "--labels", "none.txt"], "no labels at none.txt"),
+    "label count": (
+        ["explain", "cat.png", "-m", "desknet:build", *SIZE, "--labels", "two.txt"],
+        "there are 2 class names, and the model has 3 classes",
+    ),
+    "label text": (
+        ["explain", "cat.png", "-m", "desknet:build", *SIZE, "--labels", "word.json"],
+        "does not hold class names (TypeError: a str",
+    ),
+    "photo as out": (
+        ["explain", "cat.png", "-m", "desknet:build", *SIZE, "-o", "cat.png"],
+        "--out cat.png is a file that is read here",
+    ),
+    "infinite mean": (["explain", "cat.png", "-m", "desknet:build", "--mean", "inf"], "--mean 'inf': write one number"),
     "demo suffix": (["demo", "-o", "x.png"], "must end in .html"),
     "plan without size": (["plan", "desknet:build"], "pass --size"),
 }
@@ -225,6 +241,49 @@ def test_bad_input_is_one_clear_message_and_nothing_is_written(desk, case):
     assert said in result.stderr
     assert result.stderr.startswith("error: ")
     assert {path for path in desk.iterdir() if path.name != "__pycache__"} == before
+
+
+def test_weights_that_would_be_overwritten_are_still_there(desk):
+    save_file({"w": torch.ones(2)}, "w.safetensors")
+    before = (desk / "w.safetensors").read_bytes()
+    said = explain("--weights", "w.safetensors", "-o", "w.safetensors", code=2).stderr
+    assert "would be overwritten" in said
+    assert (desk / "w.safetensors").read_bytes() == before
+
+
+def test_a_folder_that_can_not_be_written_is_refused_before_any_work(desk, monkeypatch):
+    monkeypatch.setattr("os.access", lambda _, mode, **__: mode != os.W_OK)
+    assert "--out maps.npz can't be written: no permission" in explain("-o", "maps.npz", code=2).stderr
+
+
+def test_a_mean_of_pixels_up_to_255_is_noted(desk):
+    assert (
+        "for pixels in 0..255 divide"
+        in run(
+            "explain",
+            "cat.png",
+            "-m",
+            "desknet:build",
+            "--size",
+            "16",
+            "--mean",
+            "127",
+            "--std",
+            "64",
+            "-o",
+            "m.npz",
+            "-c",
+            "epsilon",
+        ).stderr
+    )
+
+
+def test_the_package_runs_as_a_module():
+    import subprocess
+    import sys
+
+    said = subprocess.run([sys.executable, "-m", "deeptaylor", "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == f"deeptaylor {dt.__version__}"
 
 
 def test_all_bad_photos_are_named_at_once(desk):

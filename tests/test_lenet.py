@@ -37,33 +37,9 @@ TABLE = {
 }
 
 
-class SumPool(nn.Module):
-    """The toolbox's: the sum of each 2x2 patch, divided by the root of its size."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.5 * (4 * F.avg_pool2d(x, 2))
-
-
-def convolution(shape: list[str], weights: list[str], biases: list[str]) -> nn.Conv2d:
-    height, width, channels, filters = (int(n) for n in shape[:4])
-    layer = nn.Conv2d(channels, filters, (height, width), dtype=torch.float64)
-    kernel = torch.tensor([float(w) for w in weights], dtype=torch.float64).reshape(height, width, channels, filters)
-    layer.weight.data = kernel.permute(3, 2, 0, 1).contiguous()
-    layer.bias.data = torch.tensor([float(b) for b in biases], dtype=torch.float64)
-    return layer
-
-
 @cache
 def lenet() -> nn.Module:
-    lines = iter((DATA / "LeNet-5.txt").read_text().splitlines())
-    layers: list[nn.Module] = []
-    for line in lines:
-        kind, *numbers = line.split()
-        if kind == "Convolution":
-            layers.append(convolution(numbers, next(lines).split(), next(lines).split()))
-        else:
-            layers.append({"Rect": nn.ReLU, "SumPool": SumPool, "Flatten": nn.Flatten}[kind]())
-    return nn.Sequential(*layers).eval()
+    return dt.importers.from_lrp_toolbox(DATA / "LeNet-5.txt", dtype=torch.float64)
 
 
 @cache
@@ -98,7 +74,7 @@ def rounded_like(number: float, printed: str) -> str:
     return f"{number:.{len(printed.partition('.')[2])}f}"
 
 
-def test_the_parsed_network_has_the_published_accuracy() -> None:
+def test_the_imported_network_has_the_published_accuracy() -> None:
     images, labels = digits(2000)
     with torch.no_grad():
         predicted = lenet()(images).argmax(1).numpy()

@@ -12,7 +12,21 @@ import deeptaylor
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(deeptaylor.__file__).parent
-OPTIONAL = ("matplotlib", "torchvision", "timm", "typer", "rich", "PIL", "jinja2", "skimage", "sklearn", "transformers")
+OPTIONAL = (
+    "matplotlib",
+    "torchvision",
+    "timm",
+    "typer",
+    "rich",
+    "PIL",
+    "jinja2",
+    "skimage",
+    "sklearn",
+    "transformers",
+    "onnx",
+    "onnx2pytorch",
+    "onnxruntime",
+)
 
 
 @pytest.fixture(scope="module")

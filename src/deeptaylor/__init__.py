@@ -3,6 +3,7 @@
 from . import composites as composites
 from . import errors as errors
 from . import extend as extend
+from . import importers as importers
 from . import rules as rules
 from . import taylor as taylor
 from . import testing as testing

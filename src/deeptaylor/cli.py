@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -43,9 +44,9 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="**torchvision:NAME**, **timm:NAME**, a **.pt2** file saved by torch.export.save, or "
-        "**package.module:factory**, a function without arguments that returns the model. Programs and factories are "
-        "code: run only what you trust.",
+        help="**torchvision:NAME**, **timm:NAME**, **package.module:factory** (a function without arguments that "
+        "returns the model), or a file: **.onnx**, **.pt2** (saved by torch.export.save), **.txt** (of the LRP "
+        "Toolbox). Programs and factories are code: run only what you trust.",
         show_default=False,
     ),
 ]
@@ -198,6 +199,9 @@ def explain(
     composites = list(dict.fromkeys(composite or ["auto"]))
     asks = target or (["top2", "top1 vs top2"] if out.suffix.lower() == ".html" else ["top1"])
     check_out(out)
+    for path in (*photos, model, weights, labels):
+        if path and out.exists() and Path(path).exists() and out.samefile(path):
+            raise InputError(f"--out {out} is a file that is read here, and would be overwritten: choose another name")
     check_syntax(asks)
     for name in composites:
         by_name(name)
@@ -216,6 +220,8 @@ def explain(
         ready = [read(path, loaded.preprocessing) for path in photos]
     for note in loaded.notes:
         _note(note)
+    if given[0] and max(given[0]) > 1:
+        _note(f"--mean {mean} is subtracted from pixels in 0..1; for pixels in 0..255 divide mean and std by 255")
     story = Story(
         title=f"What {loaded.name} saw in {len(photos)} photo{'s' if len(photos) > 1 else ''}",
         lead="Every map shares out one of the network's scores among the pixels; the balance beside it says what never "
@@ -247,6 +253,7 @@ def plan(
     ```
     deeptaylor plan torchvision:resnet18
     deeptaylor plan lab.nets:build --size 128 -c deep-taylor
+    deeptaylor plan model.onnx
     ```
     """
     from .adapters.zoo import check_source, load_model
@@ -332,7 +339,10 @@ def numbers(text: str | None, option: str) -> list[float] | None:
     if text is None:
         return None
     try:
-        return [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("not finite")
+        return numbers
     except ValueError as error:
         raise InputError(f"{option} {text!r}: write one number, or one per channel with commas between") from error
 

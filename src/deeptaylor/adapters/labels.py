@@ -25,9 +25,20 @@ def read_labels(source: str) -> Labels:
         names = json.loads(text)
         if isinstance(names, dict):
             names = [names[str(index)] for index in range(len(names))]
+        if not isinstance(names, list):
+            raise TypeError(f"a {type(names).__name__}, not a list or an object")
         return tuple(str(name) for name in names)
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ModelLoadError(f"{path} does not hold class names ({type(error).__name__}: {error})") from error
+
+
+def check_count(labels: Labels | None, n_classes: int) -> None:
+    """Refuse names that are not of this model's classes: each would be shifted, or missing."""
+    if labels and len(labels) != n_classes:
+        raise ModelLoadError(
+            f"there are {len(labels)} class names, and the model has {n_classes} classes: pass --labels with "
+            "one name for each class, in the model's order"
+        )
 
 
 def imagenet_labels() -> Labels:

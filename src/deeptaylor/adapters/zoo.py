@@ -1,4 +1,4 @@
-"""Models by name: `torchvision:resnet50`, `timm:convnext_tiny`, `program.pt2`, `package.module:factory`."""
+"""Models by name: `torchvision:resnet50`, `timm:resnet50`, `package.module:factory`, and files: .pt2, .onnx, .txt."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ from torch.export import ExportedProgram
 
 from ..errors import InputError, ModelLoadError
 from .labels import Labels
+from .lrp_toolbox import PICKLES, from_lrp_toolbox
+from .onnx_model import from_onnx
 from .optional import import_zoo
 from .photos import Preprocessing, from_timm, from_torchvision, overridden
 from .weights import check_weights_file, load_weights
 
-FORMS = "torchvision:NAME, timm:NAME, path/to/program.pt2 or package.module:factory"
+FORMS = "torchvision:NAME, timm:NAME, package.module:factory, or a file: program.pt2, model.onnx, lrp_toolbox.txt"
+FILES = (".pt2", ".onnx", ".txt", *PICKLES)
+"""Files that hold a whole model: exported programs, ONNX, and the LRP Toolbox's."""
+FOREIGN = {
+    ".h5": "Keras", ".keras": "Keras", ".pb": "TensorFlow", ".tflite": "TensorFlow Lite", ".caffemodel": "Caffe",
+    ".mat": "MATLAB", ".joblib": "scikit-learn", ".pkl": "pickle",
+}  # fmt: skip
 PRETRAINED = "pretrained"
 
 # Their published weights expect that the model shifts its inputs itself; and both would initialise slowly for nothing.
@@ -41,21 +49,37 @@ class LoadedModel:
     labels: Labels | None = None
     notes: tuple[str, ...] = ()
     """What a user should know about how it was loaded, for example that its weights are random."""
+    shape: tuple[int | None, ...] = ()
+    """Of one input, channels first, as the file states it; for exported programs see `stated_shape`."""
+
+    @property
+    def stated_shape(self) -> tuple[int | None, ...]:
+        """The shape of one input as the model's file states it, None where a size is free; empty where it does not."""
+        if isinstance(self.model, ExportedProgram):
+            return tuple(size if isinstance(size, int) else None for size in _program_shape(self.model))
+        return self.shape
 
     @property
     def input_size(self) -> int | None:
-        """Side of the square input that an exported program was saved for; None where it is free or not known."""
-        shape = _program_shape(self.model) if isinstance(self.model, ExportedProgram) else ()
-        return shape[-1] if len(shape) == 4 and isinstance(shape[-1], int) and shape[-1] == shape[-2] else None
+        """Side of the square input that the file states; None where it is free or not known."""
+        shape = self.stated_shape
+        return shape[-1] if len(shape) == 4 and shape[-1] == shape[-2] else None
 
     def input_shape(self, size: int | None = None, channels: int = 3) -> tuple[int, ...]:
-        """The shape of one input, `(1, channels, height, width)`.
+        """The shape of one input, `(1, channels, height, width)`, or what else the file states.
 
         Raises:
             InputError: nobody says how large it is.
         """
         if self.preprocessing is not None:
             return (1, len(self.preprocessing.mean), *((size, size) if size else self.preprocessing.size))
+        stated = self.stated_shape
+        if len(stated) != 4 and stated and all(stated[1:]):
+            return (1, *(n for n in stated[1:] if n))
+        if len(stated) == 4:
+            channels = stated[1] or channels
+            if size is None and stated[2] and stated[3]:
+                return (1, channels, stated[2], stated[3])
         size = size or self.input_size
         if size is None:
             raise InputError(f"{self.name} does not say how large its inputs are: pass --size")
@@ -73,8 +97,16 @@ class LoadedModel:
         """The model with what a person says about photos and names in place of what its makers say.
 
         Raises:
-            InputError: neither says how photos become inputs.
+            InputError: neither says how photos become inputs, or the model takes something else.
         """
+        stated = self.stated_shape
+        if stated and len(stated) != 4:
+            shape = ", ".join(str(n) if n else "N" for n in (None, *stated[1:]))
+            raise InputError(
+                f"{self.name} takes inputs of shape ({shape}), not photos: explain them in Python, with "
+                "deeptaylor.importers and deeptaylor.explain"
+            )
+        channels = (stated[1] if stated else None) or channels
         preprocessing = overridden(self.preprocessing, size or self.input_size, mean, std, channels)
         if preprocessing is None:
             raise InputError(
@@ -93,17 +125,28 @@ class LoadedModel:
 def check_source(source: str, weights: str | None) -> None:
     """Refuse what can't be a model or its weights, without importing or opening anything."""
     prefix, _, rest = source.partition(":")
-    if source.endswith(".pt2"):
+    suffix = Path(source).suffix.lower()
+    if suffix in FILES and (not rest or Path(source).is_file()):
         if not Path(source).is_file():
-            raise ModelLoadError(f"no program at {source}: check the path")
+            raise ModelLoadError(
+                f"no model at {source}: {'that is a folder' if Path(source).is_dir() else 'check the path'}"
+            )
         if weights:
-            raise ModelLoadError("a .pt2 program carries its weights: leave --weights out")
-    elif Path(source).suffix in (".pt", ".pth", ".safetensors", ".onnx") and not rest:
+            raise ModelLoadError(f"{source} carries its weights: leave --weights out")
+        return
+    if suffix in (".pt", ".pth", ".safetensors", ".bin", ".ckpt") and not rest:
         raise ModelLoadError(
-            f"{source} holds weights, or a format without a graph of ATen operations: say which model they are for, "
+            f"{source} holds weights without a network: say which model they are for, "
             f"--model torchvision:resnet50 --weights {source}, or save a program with torch.export.save"
         )
-    elif not prefix or not rest:
+    if suffix in FOREIGN and not rest:
+        raise ModelLoadError(
+            f"{source} is a file of {FOREIGN[suffix]}, which can't be read: export the model to ONNX and pass "
+            "the .onnx file"
+        )
+    if Path(source).is_file() and suffix != ".py":
+        raise ModelLoadError(f"{source} is a file of a kind that is not known as a model; the forms are {FORMS}")
+    if not prefix or not rest:
         raise ModelLoadError(f"{source!r} is no model; write {FORMS}")
     if weights and weights != PRETRAINED:
         check_weights_file(Path(weights))
@@ -126,8 +169,9 @@ def load_model(source: str, weights: str | None = None) -> LoadedModel:
     """
     check_source(source, weights)
     prefix, _, rest = source.partition(":")
-    if source.endswith(".pt2"):
-        return _program(Path(source))
+    suffix = Path(source).suffix.lower()
+    if suffix in FILES and Path(source).is_file():
+        return {".pt2": _program, ".onnx": _onnx}.get(suffix, _toolbox)(Path(source))
     loaded = {"torchvision": _torchvision, "timm": _timm}.get(prefix, _factory)(source, rest, weights)
     model, notes = loaded.model, list(loaded.notes)
     assert isinstance(model, nn.Module)
@@ -205,6 +249,46 @@ def _program(path: Path) -> LoadedModel:
             f"{path} is not a program saved by torch.export.save ({type(error).__name__}: {error})"
         ) from error
     return LoadedModel(program, str(path))
+
+
+class ChannelsLast(nn.Module):
+    """Takes `(batch, channels, height, width)` for a network that wants its channels last, as TensorFlow's do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """The network's output."""
+        return self.model(x.permute(0, 2, 3, 1))
+
+
+def _onnx(path: Path) -> LoadedModel:
+    converted = from_onnx(path)
+    if len(converted.input_shapes) != 1:
+        raise ModelLoadError(
+            f"{path} takes {len(converted.input_shapes)} inputs ({', '.join(converted.input_shapes)}): explain it in "
+            "Python, deeptaylor.explain(deeptaylor.importers.from_onnx(path), {name: tensor, ...})"
+        )
+    (shape,) = converted.input_shapes.values()
+    if len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3):
+        note = "channels come last in this file: photos are turned, and relevance is shown with channels first"
+        last = ChannelsLast(converted).eval()
+        return LoadedModel(
+            last, str(path), notes=(*converted.notes, note), shape=(shape[0], shape[3], shape[1], shape[2])
+        )
+    return LoadedModel(converted, str(path), notes=converted.notes, shape=shape)
+
+
+def _toolbox(path: Path) -> LoadedModel:
+    network = from_lrp_toolbox(path)
+    first = next((layer for layer in network if isinstance(layer, nn.Conv2d | nn.Linear)), None)
+    shape: tuple[int | None, ...] = ()
+    if isinstance(first, nn.Conv2d):
+        shape = (None, first.in_channels, None, None)
+    elif isinstance(first, nn.Linear) and first is network[0]:
+        shape = (None, first.in_features)
+    return LoadedModel(network, str(path), notes=network.notes, shape=shape)
 
 
 def _program_shape(program: ExportedProgram) -> tuple[Any, ...]:

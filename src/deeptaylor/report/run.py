@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ..adapters.labels import check_count
 from ..adapters.targets import resolve
 from ..adapters.zoo import LoadedModel
 from ..errors import DeepTaylorError
@@ -62,6 +63,7 @@ def run(
         task = progress.add_task("asking the network", total=steps)
         scores = [scores_of(loaded, photo) for photo in photos]
         for row in scores:
+            check_count(loaded.labels, len(row))
             resolve(asks, row, loaded.labels)
         progress.advance(task)
         explainers = {}

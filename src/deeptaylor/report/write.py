@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ def check_out(out: Path) -> None:
         raise InputError(f"--out {out} is a folder: name a file in it")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
+    if not os.access(out.absolute().parent, os.W_OK) or (out.exists() and not os.access(out, os.W_OK)):
+        raise InputError(f"--out {out} can't be written: no permission; choose another folder")
     if out.suffix.lower() == ".html":
         check_installed()
     if out.suffix.lower() == ".png":
