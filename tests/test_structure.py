@@ -15,7 +15,7 @@ ORDER = [
     "_version", "errors", "graph", "inputs", "unwrap", "tracing_cache", "trace", "record", "affine", "forms", "ops", "canonize",
     "origin", "step", "rules", "composites", "facts", "sources", "plan", "propagate", "ledger", "targets", "attribution", "explainer",
     "roots", "testing", "extend",
-    "plots", "adapters", "report", "demo", "cli",
+    "plots", "text", "adapters", "report", "demo", "cli",
 ]  # fmt: skip
 # Imported where used, not at import: a rule finds its root points, an attribution draws itself.
 LATE = {("rules", "roots"), ("attribution", "plots")}
@@ -46,11 +46,11 @@ def test_imports_point_one_way():
 
 def test_public_names_are_these():
     public = sorted(name for name in vars(dt) if (not name.startswith("_") and name[0].isupper()) or name in (
-        "explain", "contrast", "log_odds", "top", "rules", "composites", "errors", "extend", "testing",
+        "explain", "explain_text", "contrast", "log_odds", "top", "rules", "composites", "errors", "extend", "testing",
     ))  # fmt: skip
     assert public == [
-        "Attribution", "Composite", "Explainer", "Ledger", "composites", "contrast", "errors", "explain", "extend",
-        "log_odds", "rules", "testing", "top",
+        "Attribution", "Composite", "Explainer", "Ledger", "TextAttribution", "Vocabulary", "composites", "contrast", "errors", "explain",
+        "explain_text", "extend", "log_odds", "rules", "testing", "top",
     ]  # fmt: skip
 
 

@@ -14,3 +14,6 @@ from .ledger import Ledger as Ledger
 from .targets import contrast as contrast
 from .targets import log_odds as log_odds
 from .targets import top as top
+from .text import TextAttribution as TextAttribution
+from .text import Vocabulary as Vocabulary
+from .text import explain_text as explain_text
