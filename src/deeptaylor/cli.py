@@ -43,8 +43,8 @@ Model = Annotated[
         "--model",
         "-m",
         help="**torchvision:NAME**, **timm:NAME**, a **.pt2** file saved by torch.export.save, or "
-        "**package.module:factory**, a function without arguments that returns the model. Programs and factories are "
-        "code: run only what you trust.",
+        "**package.module:factory**, a function without arguments that returns the model. For texts **hf:PATH**, or a "
+        "factory that returns (model, tokenizer). Programs and factories are code: run only what you trust.",
         show_default=False,
     ),
 ]
@@ -129,8 +129,10 @@ def _root(
 @app.command()
 @guarded
 def explain(
-    photos: Annotated[list[Path], typer.Argument(help="Photos: PNG, JPEG, anything Pillow reads.", show_default=False)],
     model: Model,
+    photos: Annotated[
+        list[Path] | None, typer.Argument(help="Photos: PNG, JPEG, anything Pillow reads.", show_default=False)
+    ] = None,
     out: Out = Path("report.html"),
     composite: Annotated[
         list[str] | None,
@@ -162,8 +164,25 @@ def explain(
     mean: Mean = None,
     std: Std = None,
     channels: Channels = 3,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="A text to explain instead of photos.", show_default=False)
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Texts: a .csv or .tsv with --column, or a .txt, one a line.", show_default=False),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="The column of --texts that holds them.", show_default=False)
+    ] = None,
+    answer: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a model that writes: an answer to explain token by token, or how many tokens to write.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    r"""Explain photos: which pixels spoke for a class, and which against.
+    r"""Explain photos or texts: which pixels or words spoke for a class, and which against.
 
     For example, a page about two photos with two methods side by side:
 
@@ -185,9 +204,37 @@ def explain(
     deeptaylor explain scan.png -m lab.nets:build --weights best.pt \
         --size 128 --mean 0.5 --std 0.25 -o maps.npz
     ```
+
+    Texts, with a model of Hugging Face or a function that gives (model, tokenizer):
+
+    ```
+    deeptaylor explain --text "not a bad movie" -m hf:path/to/model -t positive
+    deeptaylor explain --texts reviews.csv --column text -m hf:path/to/model -o words.csv
+    ```
     """
+    if text or texts:
+        from .text.command import explain_texts
+
+        if photos:
+            raise InputError("photos and texts in one call: explain them one after the other")
+        explain_texts(
+            text or [],
+            texts,
+            column,
+            model=model,
+            out=out,
+            composite=composite or [],
+            target=target or [],
+            answer=answer,
+            labels=_read_labels(labels),
+            console=stdout,
+            errors=stderr,
+            note=_note,
+        )
+        return
+    if not photos:
+        raise InputError("nothing to explain: name photos, or pass --text or --texts")
     # Whatever can be refused is refused before the model is built and anything is computed.
-    from .adapters.labels import read_labels
     from .adapters.photos import check_photos
     from .adapters.targets import check_syntax
     from .adapters.zoo import check_source, load_model
@@ -202,7 +249,7 @@ def explain(
         by_name(name)
     check_photos(photos)
     check_source(model, weights)
-    names = read_labels(labels) if labels else None
+    names = _read_labels(labels)
     given = [_numbers(mean, "--mean"), _numbers(std, "--std")]
 
     from .report.build import Story
@@ -320,6 +367,12 @@ def _fail(message: str, code: int) -> None:
 
 def _note(text: str) -> None:
     stderr.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
+
+
+def _read_labels(source: str | None) -> tuple[str, ...] | None:
+    from .adapters.labels import read_labels
+
+    return read_labels(source) if source else None
 
 
 def _numbers(text: str | None, option: str) -> list[float] | None:
