@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import pytest
@@ -165,7 +166,7 @@ def test_no_text_is_refused(texts: object, said: str) -> None:
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(dt.errors.InputError, match="'films' .* not in the vocabulary"):
+    with pytest.raises(dt.errors.InputError, match=r"'films' .* not in the vocabulary"):
         dt.explain_text(KimCNN().eval(), dict.fromkeys(["good"], 3), "good films")
 
     class HuggingFaceLike(KimCNN):
@@ -234,7 +235,7 @@ def test_sentences_end_where_a_reader_would_end_them() -> None:
 def test_words_and_gaps_rebuild_any_text(text: str) -> None:
     places = word_places(text)
     assert all(a < b for a, b in places)
-    assert all(one[1] <= other[0] for one, other in zip(places, places[1:], strict=False))
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(places))
     covered = {n for a, b in places for n in range(a, b)}
     assert "".join(c for n, c in enumerate(text) if n not in covered).strip() == ""
 
@@ -251,7 +252,7 @@ def test_bytes_of_any_text_find_their_characters(text: str, data: st.DataObject)
     places = align(text, pieces)
     assert places[0][0] == 0
     assert places[-1][1] == len(text)
-    assert all(other[0] - 1 <= one[1] - 1 <= other[0] for one, other in zip(places, places[1:], strict=False))
+    assert all(other[0] - 1 <= one[1] - 1 <= other[0] for one, other in itertools.pairwise(places))
 
 
 def test_sentencepiece_and_wordpiece_find_their_characters() -> None:
@@ -269,7 +270,7 @@ def test_sentencepiece_and_wordpiece_find_their_characters() -> None:
 def test_every_token_is_in_one_word_and_one_sentence_and_views_spell_the_text(text: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=9)))
     tokens = [Token("[CLS]", 0, 0, 0, special=True)]
-    tokens += [Token(text[a:b], 1, a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    tokens += [Token(text[a:b], 1, a, b) for a, b in itertools.pairwise(cuts)]
     relevance = torch.arange(1.0, len(tokens) + 1)
     for merged in (merge_words, merge_sentences):
         spans = merged([text], tokens, relevance.tolist())
