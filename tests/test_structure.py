@@ -15,7 +15,7 @@ ORDER = [
     "_version", "errors", "graph", "inputs", "unwrap", "tracing_cache", "trace", "record", "affine", "forms", "ops", "canonize",
     "origin", "step", "rules", "composites", "facts", "sources", "plan", "propagate", "ledger", "targets", "attribution", "explainer",
     "roots", "testing", "extend",
-    "plots", "adapters", "text", "report", "demo", "cli",
+    "plots", "adapters", "text", "report", "demo_sentiment", "demo_texts", "demo_language", "demo_pages", "demo", "cli",
 ]  # fmt: skip
 # Imported where used, not at import: a rule finds its root points, an attribution draws itself.
 LATE = {("rules", "roots"), ("attribution", "plots")}

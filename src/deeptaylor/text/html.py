@@ -7,9 +7,8 @@ from html import escape
 from importlib import resources
 
 from .. import plots
-from .layout import Stretch, balance, colour, headline, limit, number, stretches, strongest
+from .layout import Stretch, balance, colour, headline, limit, listed, number, stretches, strongest
 from .result import TextExplanation
-from .tokens import Span
 
 SENTENCES_FROM = 4
 """Sentences from which their sums are listed above the text."""
@@ -57,11 +56,10 @@ def _one(explanation: TextExplanation) -> str:
         for part in range(len(explanation.parts))
     ]
     words = "".join(f'<div class="dt-words" dir="auto" tabindex="0">{part}</div>' for part in parts)
-    said = " ".join(f"{number(value)} {name}" for name, value in balance(explanation))
     return (
         f'<section class="dt-text"><h3>{escape(headline(explanation))}</h3>{_sentences(explanation)}{words}'
-        f'<p class="dt-small"><b>For:</b> {_listed(ahead)}. <b>Against:</b> {_listed(against)}.<br>'
-        f"Score = {escape(said)}.</p></section>"
+        f'<p class="dt-small"><b>For:</b> {escape(listed(ahead))}. <b>Against:</b> '
+        f"{escape(listed(against))}.<br>{escape(balance(explanation).capitalize())}.</p></section>"
     )
 
 
@@ -90,7 +88,3 @@ def _sentences(explanation: TextExplanation) -> str:
         for one in sentences
     )
     return f'<div class="dt-bars">{rows}</div>'
-
-
-def _listed(words: Sequence[Span]) -> str:
-    return ", ".join(f"{escape(word.text)} {number(word.relevance)}" for word in words) or "nothing"

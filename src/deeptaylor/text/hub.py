@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..adapters.optional import import_zoo
 from ..adapters.zoo import built
 from ..errors import MissingExtra, ModelLoadError
@@ -43,28 +45,32 @@ def _hugging_face(source: str, where: str) -> tuple[Any, Any]:
     looks_local = where.startswith((".", os.sep, "~")) or path.suffix == ".gguf"
     if looks_local and not path.expanduser().exists():
         raise ModelLoadError(f"--model {source}: there is nothing at {path}")
-    transformers = _transformers()
+    transformers = transformers_ready()
     folder, options = str(path.expanduser()), {}
     if path.suffix == ".gguf":
         folder, options = str(path.expanduser().parent), {"gguf_file": path.name}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # model zoos warn about their own past
-            config = transformers.AutoConfig.from_pretrained(folder, **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-            named = (config.architectures or [""])[0]
-            kind = getattr(transformers, named, transformers.AutoModel)
-            model = kind.from_pretrained(folder, dtype="auto" if not options else None, **options)
+            if options:  # llama.cpp's format, of models that write
+                kind = transformers.AutoModelForCausalLM
+            else:
+                named = (transformers.AutoConfig.from_pretrained(folder).architectures or [""])[0]
+                kind = getattr(transformers, named, transformers.AutoModel)
+            model = kind.from_pretrained(folder, dtype=torch.float32, **options)
     except Exception as error:  # transformers raises whatever its readers meet
         raise ModelLoadError(f"--model {source} can't be loaded ({type(error).__name__}): {error}") from error
-    return model.float().eval(), tokenizer
+    return model.eval(), tokenizer
 
 
-def _transformers() -> Any:
+def transformers_ready() -> Any:
+    """transformers, without progress bars, and past a torchvision built for another torch."""
     if find_spec("transformers") is None:
         raise MissingExtra("models of Hugging Face need transformers", "text")
     if find_spec("torchvision") is not None:
         import_zoo("torchvision")  # transformers imports it where it finds it
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is first imported
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

@@ -99,14 +99,22 @@ def strongest(explanation: TextExplanation, n: int = 5) -> tuple[list[Span], lis
     return ahead[:n], sorted((w for w in words if w.relevance < 0), key=lambda w: w.relevance)[:n]
 
 
-def balance(explanation: TextExplanation) -> Sequence[tuple[str, float]]:
-    """Where the explained score went: to words, to special tokens, and what no token received."""
+def balance(explanation: TextExplanation) -> str:
+    """Where the explained score went: score +2.1 = words +2.3, special tokens −0.1, biases and constants −0.1."""
     special = explanation.on_special
-    return (
-        ("words", float(explanation.relevance.double().sum()) - special),
-        ("special tokens", special),
-        ("absorbed by biases and constants", explanation.absorbed),
-    )
+    shares = {
+        "words": float(explanation.relevance.double().sum()) - special,
+        "special tokens": special,
+        "biases and constants": explanation.absorbed,
+    }
+    said = ", ".join(f"{name} {number(share)}" for name, share in shares.items() if share or name == "words")
+    return f"score {number(explanation.explained)} = {said}"
+
+
+def listed(words: Sequence[Span]) -> str:
+    """“gorgeous” +1.1, “witty” +1."""
+    names = (" ".join(word.text.split()) or repr(word.text)[1:-1] for word in words)
+    return ", ".join(f"“{name}” {number(word.relevance)}" for name, word in zip(names, words, strict=True)) or "nothing"
 
 
 def headline(explanation: TextExplanation) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from .layout import balance, colour, folded, headline, limit, number, strongest
+from .layout import balance, colour, folded, headline, limit, listed, strongest
 from .result import TextExplanation
-from .tokens import Span
 
 
 def drawn(explanation: TextExplanation) -> RenderableType:
@@ -30,13 +27,5 @@ def drawn(explanation: TextExplanation) -> RenderableType:
             line.append(one.text, style=f"{ink} on {background}")
     ahead, against = strongest(explanation)
     said = Text(style="dim")
-    said.append(f"for: {_listed(ahead)}\nagainst: {_listed(against)}\n")
-    said.append("score = " + " ".join(f"{number(value)} {name}" for name, value in balance(explanation)))
+    said.append(f"for: {listed(ahead)}\nagainst: {listed(against)}\n{balance(explanation)}")
     return Group(Text(headline(explanation), style="bold"), line, said, "")
-
-
-def _listed(words: Sequence[Span]) -> str:
-    return (
-        ", ".join(f"{' '.join(word.text.split()) or repr(word.text)} {number(word.relevance)}" for word in words)
-        or "nothing"
-    )
