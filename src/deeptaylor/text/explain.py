@@ -144,20 +144,16 @@ class _Table(nn.Module):
 
 def _explanation(item: Item, question: Question, attribution: Attribution, row: int, k: int) -> TextExplanation:
     pieces = [attribution.relevances[name][row, k, : len(tokens)] for name, tokens in item.explained.items()]
-    relevance, tokens = torch.cat(pieces).detach().cpu(), item.tokens
-    token = question.asked.token
-    if token is not None and 0 < token <= len(tokens) and question.asked.place == token - 1:
-        # what comes later can't have counted: the model did not see it
-        relevance, tokens = relevance[:token], tokens[:token]
+    seen = question.asked.seen
     return TextExplanation(
         parts=item.parts,
-        tokens=tokens,
-        relevance=relevance,
+        tokens=item.tokens[:seen],
+        relevance=torch.cat(pieces).detach().cpu()[:seen],
         target=question.name,
         explained=question.explained,
         probability=question.probability,
         text=item.number,
-        token=token,
+        token=question.asked.token,
     )
 
 

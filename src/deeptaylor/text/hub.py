@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
+from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ def _hugging_face(source: str, where: str) -> tuple[Any, Any]:
     if path.suffix == ".gguf":
         folder, options = str(path.expanduser().parent), {"gguf_file": path.name}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # progress bars of its own
             warnings.simplefilter("ignore")  # model zoos warn about their own past
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
             if options:  # llama.cpp's format, of models that write
@@ -70,7 +72,6 @@ def transformers_ready() -> Any:
         raise MissingExtra("models of Hugging Face need transformers", "text")
     if find_spec("torchvision") is not None:
         import_zoo("torchvision")  # transformers imports it where it finds it
-    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is first imported
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

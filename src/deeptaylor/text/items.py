@@ -31,6 +31,8 @@ class Asked:
     """The column asked for where the caller names none; None: the highest."""
     token: int | None = None
     """The token of the text that the place speaks of."""
+    seen: int | None = None
+    """Tokens of the item that can have counted; None: all of them."""
 
 
 @dataclass(frozen=True)

@@ -100,12 +100,12 @@ def strongest(explanation: TextExplanation, n: int = 5) -> tuple[list[Span], lis
 
 
 def balance(explanation: TextExplanation) -> str:
-    """Where the explained score went: score +2.1 = words +2.3, special tokens −0.1, biases and constants −0.1."""
+    """Where the explained score went: score +2.1 = words +2.3, special tokens −0.1, absorbed on the way −0.1."""
     special = explanation.on_special
     shares = {
         "words": float(explanation.relevance.double().sum()) - special,
         "special tokens": special,
-        "biases and constants": explanation.absorbed,
+        "absorbed on the way": explanation.absorbed,
     }
     said = ", ".join(f"{name} {number(share)}" for name, share in shares.items() if share or name == "words")
     return f"score {number(explanation.explained)} = {said}"

@@ -76,7 +76,7 @@ class Reader:
         chosen = _chosen(encoded, at)
         if 0 in chosen:
             raise TargetError("nothing comes before token 0, so there is nothing to explain it by; ask for a later one")
-        return tuple(Asked(n - 1, encoded.ids[n], n) for n in chosen)
+        return tuple(Asked(n - 1, encoded.ids[n], n, seen=n) for n in chosen)
 
     def _labelled(self, number: int, encoded: Encoded, at: At | None) -> Sequence[int]:
         """The tokens asked for; by default those with another label than O."""
@@ -105,7 +105,7 @@ class Reader:
             ids = self._written(encoded.ids, answer)
             said, new = tokens_of_ids(self.tokenizer, ids[:prompt], ids[prompt:], len(text), 0)
             tokens, text, first = encoded.tokens + new, text + said, prompt
-        asked = tuple(Asked(n - 1, tokens[n].id, n) for n in range(max(first, 1), len(tokens)))
+        asked = tuple(Asked(n - 1, tokens[n].id, n, seen=n) for n in range(max(first, 1), len(tokens)))
         if not asked:
             raise InputError(f"the answer to text {number} is empty")
         # the last token is only asked for, nothing follows from it
@@ -131,7 +131,7 @@ class Reader:
             "decoder_attention_mask": [1] * len(decoder),
         }
         before = len(encoded.tokens)
-        asked = tuple(Asked(n, token.id, before + n + 1) for n, token in enumerate(new))
+        asked = tuple(Asked(n, token.id, before + n + 1, seen=before + n + 1) for n, token in enumerate(new))
         return Item(
             number,
             (*encoded.parts, said),
