@@ -19,7 +19,7 @@ PEERS := .venv-peers
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models bench peers browser clean
+.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models bench sentiment planted peers browser clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -56,8 +56,8 @@ slices: $(ZOO)/.done  ## real architectures, a short list: slices of `make cover
 	$(ZOO)/bin/python benchmarks/coverage.py --slice ci $(FRESH)
 	$(ZOO)/bin/python benchmarks/everything.py --slice ci $(FRESH)
 
-language: $(ZOO)/.done  ## decoders and image towers of transformers: precisions, padding, patches
-	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py
+language: $(ZOO)/.done  ## decoders, tokenizers, text heads and image towers of transformers
+	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py benchmarks/test_text_models.py
 
 coverage: $(ZOO)/.done  ## every architecture; writes docs/coverage.md and docs/architectures.md (hours)
 	$(ZOO)/bin/python benchmarks/coverage.py
@@ -68,6 +68,13 @@ fuzz-models: $(VENV)/.test  ## 3,000 random networks from every operation
 
 bench: $(ZOO)/.done  ## what attention models cost against gradient x input; writes docs/bench.md
 	$(ZOO)/bin/python benchmarks/bench.py
+
+sentiment: $(VENV)/.llm  ## do the words that relevance names move the sentiment models? writes docs/sentiment.md (an hour)
+	$(PY) benchmarks/sentiment.py cnn
+	$(PY) benchmarks/sentiment.py minilm
+
+planted: $(VENV)/.test  ## does relevance find planted tokens? writes docs/planted_tokens.md (minutes)
+	$(PY) benchmarks/planted_tokens.py
 
 peers: $(PEERS)/.done  ## agreement with zennit, captum, autolrp and LXT, and their failure cases
 	$(PEERS)/bin/python -m pytest benchmarks/test_peers.py benchmarks/test_lxt.py

@@ -99,7 +99,7 @@ def random_order(judge: Judge, ids: Tensor, target: int, text: str) -> Tensor:
 METHODS: dict[str, dict[str, Method]] = {
     "cnn": {
         "deeptaylor auto": by_deeptaylor("auto"),
-        "deeptaylor epsilon": by_deeptaylor("epsilon"),
+        "deeptaylor epsilon-gamma-box": by_deeptaylor("epsilon-gamma-box"),
         "deeptaylor deep-taylor": by_deeptaylor("deep-taylor"),
         "gradient × input": gradient_times_input,
         f"integrated gradients, {STEPS} steps": integrated_gradients,
@@ -158,18 +158,12 @@ def measure(
 
 def judge_of(name: str, corpus: Any, keep: Path | None) -> tuple[Judge, dict[str, Any]]:
     if name == "cnn":
-        trained = train(corpus)
+        trained = _stored(keep, "cnn", lambda: train(corpus))
         judge = Judge(trained.model, trained.vocabulary, trained.model.words, trained.vocabulary.table[UNKNOWN])
         return judge, {"accuracy": trained.accuracy, "trained on": len(corpus.train.texts)}
     from deeptaylor.demo_language import TUNED_ON, padded, tuned_minilm
 
-    stored = keep / "minilm.pt" if keep else None
-    if stored and stored.exists():
-        model, tokenizer = torch.load(stored, weights_only=False)
-    else:
-        model, tokenizer = tuned_minilm(corpus.train)
-        if stored:
-            torch.save((model, tokenizer), stored)
+    model, tokenizer = _stored(keep, "minilm", lambda: tuned_minilm(corpus.train))
     held_out = corpus.held_out
     ids = tokenizer(list(held_out.texts), truncation=True, max_length=64)["input_ids"]
     with torch.no_grad():
@@ -177,6 +171,16 @@ def judge_of(name: str, corpus: Any, keep: Path | None) -> tuple[Judge, dict[str
     accuracy = float((said == torch.tensor(held_out.positive)).float().mean())
     embedding = model.encoder.get_input_embeddings()
     return Judge(model, tokenizer, embedding, tokenizer.unk_token_id), {"accuracy": accuracy, "trained on": TUNED_ON}
+
+
+def _stored(keep: Path | None, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives, kept in a folder of ours where one is named."""
+    if keep is None:
+        return make()
+    path = keep / f"{name}.pt"
+    if not path.exists():
+        torch.save(make(), path)
+    return torch.load(path, weights_only=False)
 
 
 def run(name: str, count: int, data: Path, keep: Path | None, seconds: float) -> None:
