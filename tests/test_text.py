@@ -136,6 +136,26 @@ def test_targets_are_named_counted_and_contrasted() -> None:
         explained([0, 1, 1])
 
 
+def test_a_language_model_of_ones_own_is_asked_for_words() -> None:
+    class Next(BiLSTM):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = nn.LSTM(6, 5, batch_first=True)
+            self.decide = nn.Linear(5, len(WORDS))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.decide(self.read(self.words(ids))[0])
+
+    model, vocabulary = Next().eval(), dt.Vocabulary(WORDS, unknown="<unk>")
+    one = dt.explain_text(model, vocabulary, "it is not", task="next-token", target="good")[0]
+    assert one.target == "“good”"
+    assert one.explained == pytest.approx(float(model(torch.tensor([[2, 3, 4]]))[0, -1, 7].detach()), abs=1e-6)
+    earlier = dt.explain_text(model, vocabulary, "it is not a", task="next-token", at=["not"])[0]
+    assert [token.piece for token in earlier.tokens] == ["it", "is"]
+    with pytest.raises(dt.errors.TargetError, match="not in the vocabulary"):
+        dt.explain_text(model, vocabulary, "it is", task="next-token", target="excellent")
+
+
 def test_the_model_is_as_it_was() -> None:
     model = Attending().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -266,8 +266,8 @@ def auto(places: Sequence[Place] = (), ids: bool = False, bounds: tuple[Bound, B
     """Chooses by what the graph holds; the plan says what was chosen, and why.
 
     Convolutions: on eight photos and EfficientNet-Lite0, `epsilon-gamma-box` had the highest symmetric relevance gain
-    of all presets, under two ways of filling in (`benchmarks/auto_choice.py`). Over words they take `epsilon`: z^B within
-    the range of a text's own word vectors shares out less well (`benchmarks/sentiment.py`).
+    of all presets, under two ways of filling in (`benchmarks/auto_choice.py`). Over words they take `epsilon`: z^B
+    within the range of a text's own word vectors shares out less well (`benchmarks/sentiment.py`).
     """
     convolutions = sum(place.has_convolution for place in places)
     dense = sum(place.role == "affine" for place in places) - convolutions

@@ -125,7 +125,7 @@ def check_texts(texts: Any) -> list[Text]:
     return listed
 
 
-def encode(tokenizer: Any, text: Text, *, limit: int | None, number: int = 0, special: bool = True) -> Encoded:
+def encode(tokenizer: Any, text: Text, *, limit: int | None, number: int = 0) -> Encoded:
     """One text or pair as ids with their places.
 
     Args:
@@ -133,7 +133,6 @@ def encode(tokenizer: Any, text: Text, *, limit: int | None, number: int = 0, sp
         text: a string or a pair.
         limit: tokens that the model takes; what is longer is cut, with a warning.
         number: of the text, for messages.
-        special: add what the model expects around a text.
 
     Raises:
         InputError: the tokenizer is none of these, or does not fit the text.
@@ -149,9 +148,9 @@ def encode(tokenizer: Any, text: Text, *, limit: int | None, number: int = 0, sp
             raise InputError(f"text {number} is a pair; a Vocabulary reads single texts")
         found = Encoded(parts, tokenizer.encode(parts[0]))
     elif hasattr(tokenizer, "convert_ids_to_tokens"):
-        found = _hugging_face(tokenizer, parts, special)
+        found = _hugging_face(tokenizer, parts)
     elif hasattr(tokenizer, "encode") and hasattr(tokenizer, "token_to_id"):
-        found = _from_encoding(tokenizer.encode(*parts, add_special_tokens=special), parts, ())
+        found = _from_encoding(tokenizer.encode(*parts), parts, ())
     else:
         raise InputError(
             f"{type(tokenizer).__name__} does not say which ids stand for which words; pass Hugging Face's "
@@ -241,11 +240,10 @@ def _special_ids(tokenizer: Any) -> set[int]:
     return set(tokenizer.all_special_ids) - words
 
 
-def _hugging_face(tokenizer: Any, parts: Sequence[str], special: bool) -> Encoded:
+def _hugging_face(tokenizer: Any, parts: Sequence[str]) -> Encoded:
     fast = bool(getattr(tokenizer, "is_fast", False))
     made = tokenizer(
         *parts,
-        add_special_tokens=special,
         truncation=False,
         return_special_tokens_mask=True,
         verbose=False,

@@ -16,7 +16,7 @@ from ..inputs import Model, bind, check_model
 from ..origin import own_output
 from ..rules import Rule
 from ..unwrap import unwrapped
-from .encode import Text, Vocabulary, check_texts
+from .encode import Vocabulary, check_texts
 from .heads import SIMILARITY, TASKS, Read, Scores, Similarity, task_of
 from .items import Item, batches, stacked, wire
 from .prepare import At, Reader, labels_of
@@ -166,6 +166,3 @@ def _labels(model: Any, task: str, labels: Sequence[str] | None) -> dict[int, st
     if labels is not None:
         return dict(enumerate(labels))
     return {0: "similarity"} if task == SIMILARITY else labels_of(model)
-
-
-__all__ = ["Text", "explain_text"]

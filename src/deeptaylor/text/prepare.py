@@ -82,7 +82,7 @@ class Reader:
         """The tokens asked for; by default those with another label than O."""
         if at is not None:
             return _chosen(encoded, at)
-        table = self.table({self.wiring.ids: encoded.ids, **self.wiring.inputs(encoded)})
+        table = self.table(self.wiring.inputs(encoded))
         labels = labels_of(self.model)
         named = [
             n

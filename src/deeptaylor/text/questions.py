@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import TargetError
 from ..targets import contrast, log_odds, resolve
+from .encode import Vocabulary
 from .items import Asked, Item
 
 OF_WORDS = ("next-token", "sequence-to-sequence", "fill-mask")
@@ -54,8 +55,9 @@ class Names:
 
     def of(self, column: int) -> str:
         """What a column is called."""
-        if self.task in OF_WORDS and hasattr(self.tokenizer, "decode"):
-            return f"“{self.tokenizer.decode([column])}”"
+        if self.task in OF_WORDS:
+            own = isinstance(self.tokenizer, Vocabulary)
+            return f"“{self.tokenizer.named(column) if own else self.tokenizer.decode([column])}”"
         return self.labels.get(column, str(column))
 
     def _label(self, name: str) -> int:
@@ -69,6 +71,10 @@ class Names:
         raise TargetError(f"no class is called {name!r}; {hint}The classes are {', '.join(self.labels.values())}")
 
     def _word(self, word: str) -> int:
+        if isinstance(self.tokenizer, Vocabulary):
+            if word not in self.tokenizer.table:
+                raise TargetError(f"target {word!r} is not in the vocabulary of {len(self.tokenizer.table)} words")
+            return self.tokenizer.table[word]
         ids = list(self.tokenizer(word, add_special_tokens=False)["input_ids"])
         if len(ids) == 1:
             return int(ids[0])
