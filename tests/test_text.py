@@ -123,11 +123,12 @@ def test_targets_are_named_counted_and_contrasted() -> None:
     assert positive.probability + negative.probability == pytest.approx(1)
     lead = explained(dt.contrast("positive", "negative"))[0]
     assert lead.target == "positive against negative"
-    assert torch.allclose(lead.relevance, positive.relevance - negative.relevance, atol=1e-6)
+    # atol: the stabilizer, 1e-6, over scores of about 0.1
+    assert torch.allclose(lead.relevance, positive.relevance - negative.relevance, atol=2e-5)
     both = explained(dt.top(2), [REVIEW, "good"])
     assert [one.text for one in both] == [0, 0, 1, 1]
     odds = explained(dt.log_odds("positive"))[0]
-    assert torch.allclose(odds.relevance, lead.relevance, atol=1e-6)  # of two classes they are the same
+    assert torch.allclose(odds.relevance, lead.relevance, atol=2e-5)  # of two classes they are the same
     per_text = explained(["positive", "negative"], [REVIEW, REVIEW])
     assert torch.equal(per_text[0].relevance, positive.relevance)
     with pytest.raises(dt.errors.TargetError, match="did you mean 'positive'"):
@@ -320,7 +321,7 @@ def test_a_terminal_without_colours_still_reads_numbers() -> None:
     assert REVIEW in said
     assert said.startswith("positive: score ")
     best = max(one.words(), key=lambda span: span.relevance)
-    assert f"for: {best.text} +" in said
+    assert f"for: “{best.text}” +" in said
     assert "absorbed" in said
 
 
