@@ -382,7 +382,7 @@ def demo_llm(
 def demo_minilm(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("minilm.html"),
 ) -> None:
-    """Tune MiniLM on film reviews and explain five sentences, with what `make demo-llm` installs; two minutes."""
+    """Tune MiniLM on film reviews and explain five sentences, with what `make demo-llm` installs; some minutes."""
     from .demo_pages import minilm_page
 
     minilm_page(out, stdout, stderr)

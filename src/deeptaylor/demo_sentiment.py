@@ -127,7 +127,7 @@ class Trained:
 
 
 def train(corpus: Corpus, seed: int = 0, epochs: int = 4, told: Callable[[int], None] | None = None) -> Trained:
-    """Trains the classifier; about half a minute on one core.
+    """Trains the classifier; takes a minute at most on an idle core.
 
     Args:
         corpus: what to learn from.
