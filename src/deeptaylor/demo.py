@@ -1,17 +1,20 @@
-"""Five photos, one network with its real ImageNet weights, one page: what `make demo` shows."""
+"""Five photos, one network with its real ImageNet weights, five sentences, one page: what `make demo` shows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from .adapters.labels import imagenet_labels
 from .adapters.photos import Preprocessing
 from .adapters.weights import load_weights
 from .adapters.zoo import LoadedModel
 from .errors import MissingExtra
+from .report.build import Section
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -85,3 +88,14 @@ def load_demo_photos() -> Iterator[tuple[DemoPhoto, Image]]:
             else getattr(skimage.data, photo.name)()
         )
         yield photo, pillow.fromarray(pixels)
+
+
+def load_demo_texts(console: Console, note: Callable[[str], None]) -> list[Section]:
+    """The sentences' section; none, and a note that says why, where their data is not installed."""
+    from .demo_texts import sentences_section
+
+    try:
+        return [sentences_section(console)]
+    except MissingExtra as missing:
+        note(f"photos only: {missing}")
+        return []

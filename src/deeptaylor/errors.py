@@ -14,6 +14,7 @@ DeepTaylorError
 └── MissingExtra        an optional package is not installed
 
 RelevanceWarning (a UserWarning): relevance explodes or cancels; names the nodes.
+TextWarning (a UserWarning): a text was cut, or its tokenizer looks like another model's.
 """
 
 from __future__ import annotations
@@ -115,6 +116,10 @@ class NonFiniteRelevance(DeepTaylorError, ArithmeticError):
 
 class RelevanceWarning(UserWarning):
     """Relevance explodes or cancels on the way back."""
+
+
+class TextWarning(UserWarning):
+    """A text was cut to what the model takes, or its tokenizer looks like another model's."""
 
 
 def describe(node: SourceLine) -> str:

@@ -23,7 +23,7 @@ from .propagate import Forward, backward, forward
 from .rules import Relevance, Rule
 from .targets import Seeds, Target, resolve
 from .trace import Head
-from .unwrap import default_explained, needed_arguments, unwrapped
+from .unwrap import default_explained, needed_arguments, refuse_unmasked_padding, unwrapped
 
 EXPLOSION = 1e4
 """Σ|R| of the inputs, as a multiple of the explained value's size, from which a warning names the nodes."""
@@ -122,6 +122,7 @@ class Explainer:
         check_model(self.model)
         call = bind(self.model, inputs, {**needed_arguments(self.model), **(kwargs or {})})
         check_inputs(self.model, call, self._names(call))
+        refuse_unmasked_padding(self.model, call)
         return call
 
     def _names(self, call: Call) -> tuple[str, ...]:

@@ -192,7 +192,7 @@ def make_plan(graph: Graph, explained: Mapping[str, bool], composite: Composite 
     gates = Gates(graph, facts)
     places = _places(graph, facts, gates)
     if not isinstance(composite, Composite):
-        composite = composite(list(places.values()))
+        composite = composite(list(places.values()), not any(explained.values()))
     assignments = _assign(graph, facts, places, gates, composite)
     return Plan(graph, sources, composite, assignments, _fixed(graph))
 

@@ -28,7 +28,7 @@ def record(model: Model, call: Call, head: Head | None, known: Callable[[Any], b
     """
     caller = Caller(model, call, head)
     tape = _Tape(model, known)
-    with torch.inference_mode(), torch.random.fork_rng(), _without_fast_path():
+    with torch.inference_mode(), torch.random.fork_rng(), _without_fused(model):
         inputs = {name: tensor.clone() for name, tensor in call.tensors.items()}
         for name, tensor in inputs.items():
             tape.names[id(tensor)] = name
@@ -50,15 +50,21 @@ def record(model: Model, call: Call, head: Head | None, known: Callable[[Any], b
     ).without_dead_nodes()
 
 
-class _without_fast_path:
-    """Switches off the fused encoder layers, which would be one operation without a role."""
+class _without_fused:
+    """Switches off fused encoder layers and oneDNN's LSTM layers, which would be one operation without a role."""
+
+    def __init__(self, model: Model) -> None:
+        self.recurrent = isinstance(model, nn.Module) and any(isinstance(m, nn.RNNBase) for m in model.modules())
 
     def __enter__(self) -> None:
-        self.was = torch.backends.mha.get_fastpath_enabled()
+        self.was = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
+        if self.recurrent:
+            torch._C._set_mkldnn_enabled(False)
 
     def __exit__(self, *_: Any) -> None:
-        torch.backends.mha.set_fastpath_enabled(self.was)
+        torch.backends.mha.set_fastpath_enabled(self.was[0])
+        torch._C._set_mkldnn_enabled(self.was[1])
 
 
 class _Tape(TorchDispatchMode):

@@ -48,6 +48,24 @@ def needed_arguments(model: Model) -> dict[str, Any]:
     return {"use_cache": False} if "use_cache" in takes else {}
 
 
+def refuse_unmasked_padding(model: Model, call: Call) -> None:
+    """Refuses ids that are padded in some rows only, where the mask that tells padding from words is missing.
+
+    Raises:
+        InputError: the model would read the padding as words.
+    """
+    ids, pad = call.tensors.get("input_ids"), getattr(getattr(model, "config", None), "pad_token_id", None)
+    if ids is None or ids.dim() != 2 or not isinstance(pad, int) or not is_hugging_face(model):
+        return
+    takes = inspect.signature(model.forward).parameters  # type: ignore[attr-defined]
+    padded = (ids[:, 0] == pad) | (ids[:, -1] == pad)
+    if "attention_mask" in takes and "attention_mask" not in call.tensors and padded.any() and not padded.all():
+        raise InputError(
+            f"input_ids are padded (id {pad}) in some rows, and attention_mask is missing, so padding would be read as "
+            "words; pass the mask that the tokenizer returns: {'input_ids': ..., 'attention_mask': ...}"
+        )
+
+
 def default_explained(model: Model, call: Call) -> tuple[str, ...] | None:
     """Of a Hugging Face model's ids, those of words: not token types or positions."""
     floating = any(tensor.is_floating_point() for tensor in call.tensors.values())

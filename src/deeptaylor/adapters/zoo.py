@@ -212,8 +212,9 @@ def _timm(source: str, name: str, weights: str | None) -> LoadedModel:
     return LoadedModel(model, source, preprocessing, labels)
 
 
-def _factory(source: str, name: str, weights: str | None) -> LoadedModel:
-    package = source.partition(":")[0]
+def built(source: str) -> Any:
+    """What `package.module:factory` gives: the object itself, or what a function without arguments returns."""
+    package, _, name = source.partition(":")
     # As `python -m` does: a script beside you is importable.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -228,7 +229,11 @@ def _factory(source: str, name: str, weights: str | None) -> LoadedModel:
     if not hasattr(module, name):
         raise ModelLoadError(_unknown(package, name, [key for key in vars(module) if not key.startswith("_")]))
     made = getattr(module, name)
-    model = made if isinstance(made, nn.Module | ExportedProgram) else _build(source, made)
+    return made if isinstance(made, nn.Module | ExportedProgram | tuple) else _build(source, made)
+
+
+def _factory(source: str, name: str, weights: str | None) -> LoadedModel:
+    model = built(source)
     if isinstance(model, ExportedProgram):
         raise ModelLoadError(
             f"{source} gives an exported program: save it with torch.export.save and pass the .pt2 file"

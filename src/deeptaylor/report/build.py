@@ -33,6 +33,17 @@ class Story:
     facts: Mapping[str, str] | None = None
     """Lines of the last section: model, preprocessing, …"""
     notes: Sequence[str] = ()
+    sections: Sequence[Section] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A further part of the page, after the photos."""
+
+    title: str
+    lead: str
+    html: str
+    """Trusted: escaped by whoever made it."""
 
 
 def check_installed() -> None:
@@ -79,6 +90,7 @@ def build_html(findings: Sequence[Findings], plans: Mapping[str, Any], labels: L
         photos=[_photo(found, list(plans), labels) for found in findings],
         problems=[problem for found in findings for problem in found.problems],
         composites=list(plans),
+        sections=[(section.title, section.lead, _trusted(section.html)) for section in story.sections],
         caveats=[_about(name, plans[name]) for name in plans],
         plan=_plan(plans),
         plan_note=_plan_note(plans),
