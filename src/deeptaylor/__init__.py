@@ -7,6 +7,8 @@ from . import rules as rules
 from . import testing as testing
 from ._version import __version__ as __version__
 from .attribution import Attribution as Attribution
+from .audit import AuditReport as AuditReport
+from .audit import audit as audit
 from .composites import Composite as Composite
 from .explainer import Explainer as Explainer
 from .explainer import explain as explain
