@@ -15,7 +15,7 @@ ORDER = [
     "_version", "errors", "graph", "inputs", "unwrap", "tracing_cache", "trace", "record", "affine", "forms", "ops", "canonize",
     "origin", "step", "rules", "composites", "facts", "sources", "plan", "propagate", "ledger", "targets", "attribution", "explainer",
     "roots", "testing", "extend",
-    "plots", "adapters", "report", "demo", "cli",
+    "plots", "adapters", "report", "demo", "audit", "cli",
 ]  # fmt: skip
 # Imported where used, not at import: a rule finds its root points, an attribution draws itself.
 LATE = {("rules", "roots"), ("attribution", "plots")}
@@ -49,7 +49,7 @@ def test_public_names_are_these():
         "explain", "contrast", "log_odds", "top", "rules", "composites", "errors", "extend", "testing",
     ))  # fmt: skip
     assert public == [
-        "Attribution", "Composite", "Explainer", "Ledger", "composites", "contrast", "errors", "explain", "extend",
+        "Attribution", "AuditReport", "Composite", "Explainer", "Ledger", "composites", "contrast", "errors", "explain", "extend",
         "log_odds", "rules", "testing", "top",
     ]  # fmt: skip
 

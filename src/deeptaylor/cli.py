@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from .audit import command as audit_command
 from .errors import DeepTaylorError, InputError
 
 if TYPE_CHECKING:
@@ -311,6 +312,9 @@ def composites() -> None:
         if text is not None:
             for line in (escape(text.does), f"[yellow]Beware:[/] {escape(text.beware)}", ""):
                 stdout.print(line, soft_wrap=False)
+
+
+app.command("audit")(guarded(audit_command.audit))
 
 
 def _fail(message: str, code: int) -> None:

@@ -24,8 +24,8 @@ class Kink:
 
     frozen: Callable[..., Any]
     """The branch, as a function of the values that depend on the source."""
-    margins: Callable[..., Tensor]
-    """(points, …): ≥ 0 while the operation stays on that branch; exactly affine in its arguments."""
+    margins: Callable[..., list[Tensor]]
+    """Each (points, …): ≥ 0 while the operation stays on that branch; exactly affine in its arguments."""
 
 
 def _bounds(low: str, high: str) -> Callable[[Arguments], tuple[float, ...]]:
@@ -98,9 +98,11 @@ def _elementwise(call: Callable[..., Tensor], x: Tensor, kinks: tuple[float, ...
     def frozen(point: Tensor) -> Tensor:
         return value + slope * (point - x)
 
-    def margins(point: Tensor) -> Tensor:
-        # at a kink itself torch's derivative is that of the lower side for all of these but hardtanh's upper bound
-        return torch.stack([torch.where(x > kink, point - kink, kink - point) for kink in kinks], 1)
+    # at a kink itself x counts as below it, as torch's derivative does (but for an upper bound met exactly)
+    sides = [torch.where(x > kink, 1.0, -1.0).to(x) for kink in kinks]
+
+    def margins(point: Tensor) -> list[Tensor]:
+        return [side * (point - kink) for side, kink in zip(sides, kinks, strict=True)]
 
     return Kink(frozen, margins)
 
@@ -114,13 +116,12 @@ def _pool(step: Step) -> Kink:
         value = views.gather(0, winner.expand(1, *views.shape[1:]))[0]
         return (value,) if step.op.first else value
 
-    def margins(point: Tensor) -> Tensor:
+    def margins(point: Tensor) -> list[Tensor]:
         views = window.views(point, float("-inf"))
         own = winner.expand(1, *views.shape[1:])
         ahead = views.gather(0, own) - views
         # neither padding nor the winner itself can win
-        ahead = torch.where(torch.isinf(views), 1.0, ahead).scatter(0, own, 1.0)
-        return ahead.movedim(0, 1)
+        return list(torch.where(torch.isinf(views), 1.0, ahead).scatter(0, own, 1.0))
 
     return Kink(frozen, margins)
 
@@ -133,8 +134,8 @@ def _of_two(node: Node, xs: tuple[Tensor, ...]) -> Kink:
     def frozen(left: Tensor, right: Tensor) -> Tensor:
         return torch.where(first, left, right)
 
-    def margins(left: Tensor, right: Tensor) -> Tensor:
-        return (sign * torch.where(first, left - right, right - left))[:, None]
+    def margins(left: Tensor, right: Tensor) -> list[Tensor]:
+        return [sign * torch.where(first, left - right, right - left)]
 
     return Kink(frozen, margins)
 

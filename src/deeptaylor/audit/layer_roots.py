@@ -170,23 +170,22 @@ def _where(points: Tensor, above: Pieces) -> tuple[Tensor, Tensor] | None:
     if not above.is_piecewise_linear:
         return None
     inside = torch.ones(len(points), dtype=torch.bool)
-    boundary = torch.full((len(points),), float("inf"), dtype=torch.float64)
-    start = 0
+    speed = torch.zeros(len(points), dtype=torch.float64)
+    at_x = {name: margins.flatten(1) for name, margins in above.margins_at_x.items()}
+    inverse = {name: 1 / here.clamp(min=1e-300) for name, here in at_x.items()}
+    part = slice(0, 0)
 
     def see(name: str, margins: Tensor) -> None:
-        nonlocal inside, boundary
-        here, there = at_x[name].flatten(1), margins.flatten(1)
-        inside[start : start + len(there)] &= (there >= -CLOSED * above.scales[name]).all(1)
-        steps = torch.where(there < here, here / (here - there).clamp(min=1e-300), float("inf")).amin(1)
-        part = slice(start, start + len(there))
-        boundary[part] = torch.minimum(boundary[part], steps)
+        there = margins.flatten(1)
+        inside[part] &= there.amin(1) >= -CLOSED * above.scales[name]
+        # a margin m is used up at t = m/(m − m'), so the first boundary is where (m − m')/m is largest
+        speed[part] = torch.maximum(speed[part], ((at_x[name] - there) * inverse[name]).amax(1))
 
-    at_x = above.margins_at_x
     with torch.no_grad():
-        for chunk in points.split(POINTS):
-            above.run(chunk, see)
-            start += len(chunk)
-    return inside, boundary
+        for start in range(0, len(points), POINTS):
+            part = slice(start, start + POINTS)
+            above.run(points[part], see)
+    return inside, 1 / speed
 
 
 def _beyond_first_order(points: Tensor, above: Pieces) -> tuple[float, float]:

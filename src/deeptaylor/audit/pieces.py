@@ -23,7 +23,7 @@ from .kinks import Kink, arguments_at, has_kinks, is_linear, kink_of
 _SHAPES = ("zeros_like", "ones_like", "full_like", "empty_like", "new_")
 """Operations that read no more of a value than its shape."""
 See = Callable[[str, Tensor], None]
-"""Given the name of an operation with kinks and its margins at some points, shape (points, …)."""
+"""Given the name of a kink (that of its operation, and a number) and its margins at some points, (points, …)."""
 
 
 def widened(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +130,8 @@ class Pieces:
             _, _, call, xs = self._call(node, values)
             kink = None if real else self.kinks.get(node.name)
             if kink is not None and see is not None:
-                see(node.name, kink.margins(*xs))
+                for number, margins in enumerate(kink.margins(*xs)):
+                    see(f"{node.name}#{number}", margins)
             values[node.name] = call(*xs) if kink is None else kink.frozen(*xs)
             for name in set(node.refs()):
                 if last[name] == i and name in self.facts:
@@ -195,7 +196,7 @@ class Pieces:
 
     @cached_property
     def margins_at_x(self) -> dict[str, Tensor]:
-        """Margins at x, by operation."""
+        """Margins at x, by kink."""
         found: dict[str, Tensor] = {}
         with torch.no_grad():
             self.run(self.x, found.__setitem__)
@@ -203,7 +204,7 @@ class Pieces:
 
     @cached_property
     def scales(self) -> dict[str, float]:
-        """Per operation with kinks, the largest margin at x: what a tolerance is a share of."""
+        """By kink, the largest margin at x: what a tolerance is a share of."""
         return {name: max(float(margins.abs().max()), 1e-300) for name, margins in self.margins_at_x.items()}
 
     def margins(self, points: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def audit(
     *,
     target: Target = None,
     kwargs: Mapping[str, Any] | None = None,
-    neurons: int = 8,
+    neurons: int = 6,
     labels: Sequence[str] | None = None,
     seed: int = 0,
     tell: Tell | None = None,
