@@ -64,6 +64,17 @@ class Pieces:
         """Operations above that are not piecewise linear, or whose pieces are not known here."""
         self._resolve()
 
+    def moved_to(self, point: Tensor) -> Pieces:
+        """The same function of the same value, held in the region of another point, (1, …)."""
+        values = dict(self.values) | {self.source: point}
+        with torch.no_grad():
+            for node in self.above:
+                values[node.name] = self._call(node, values)[2](*self._moving(node, values))
+        return Pieces(self.graph, {}, {}, self.source, self.seed, values)
+
+    def _moving(self, node: Node, values: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        return tuple(values[name] for name in self.facts[node.name].sources)
+
     def _resolve(self) -> None:
         decided = self._decided_by_data()
         for node in self.above:
@@ -137,7 +148,7 @@ class Pieces:
                 if last[name] == i and name in self.facts:
                     values.pop(name, None)
         output = values[self.graph.output.name]
-        return (output * self.seed).flatten(1).sum(1)
+        return (output * self.seed).reshape(len(points), -1).sum(1)
 
     def _one_by_one(self, points: Tensor, see: See | None, real: bool) -> Tensor:
         seen: dict[str, list[Tensor]] = {}
