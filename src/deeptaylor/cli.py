@@ -315,6 +315,7 @@ def composites() -> None:
 
 
 app.command("audit")(guarded(audit_command.audit))
+app.command("reproduce")(guarded(audit_command.reproduce))
 
 
 def _fail(message: str, code: int) -> None:

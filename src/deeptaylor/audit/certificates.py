@@ -1,4 +1,4 @@
-"""What an audit measures, as data: one `LayerCertificate` per layer, rule and sample, one `MapCertificate` per sample."""
+"""What an audit measures, as data: a `LayerCertificate` per layer, rule and sample, a `MapCertificate` per sample."""
 
 from __future__ import annotations
 

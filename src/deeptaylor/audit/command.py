@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 from ..errors import InputError, PhotoError
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from ..adapters.zoo import LoadedModel
     from ..report.findings import Photo
     from .report import AuditReport
-    from .verdict import Finding
 
 FAILED = 1
 stderr = Console(stderr=True, highlight=False)
@@ -94,6 +95,40 @@ def audit(
     if fail_on is not None and failing:
         stderr.print(f"[bold red]failed:[/] {', '.join(dict.fromkeys(failing))}")
         raise typer.Exit(FAILED)
+
+
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(help="rigorous-study, lenet, rank-one or mnist-relevance-models.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write table and figure to.")] = Path(
+        "reproduction"
+    ),
+    data: Annotated[
+        Path | None,
+        typer.Option(help="lenet: a folder with the LRP Toolbox's LeNet-5.txt and its digits.", show_default=False),
+    ] = None,
+) -> None:
+    """Measure again what the papers claim: a table beside the claim, and a figure; minutes each.
+
+    ```
+    deeptaylor reproduce rigorous-study --out study
+    ```
+    """
+    from .reproduce import run
+
+    if data is not None and not data.is_dir():
+        raise InputError(f"--data {data}: no such folder")
+    started = time.perf_counter()
+    bars = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
+    with Progress(*bars, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
+        task = progress.add_task(name, total=1.0)
+        found = run(name, lambda share, what: progress.update(task, completed=share, description=what), data)
+        written = found.write(out)
+    print(found)
+    for path in written:
+        stdout.print(f"wrote {escape(str(path))}", soft_wrap=True)
+    stderr.print(f"[dim]{time.perf_counter() - started:.0f} s[/]")
 
 
 def _loaded(
@@ -187,16 +222,15 @@ def _print(report: AuditReport, model: str, photos: list[str]) -> None:
     """The verdict, with the failures first."""
     stdout.print(f"[bold]{escape(report.composite)}[/] on {escape(model)}, {escape(', '.join(photos))}\n")
     order = {"fails": 0, "holds": 1, "note": 2}
+    table = Table.grid(padding=(0, 2))
     for finding in sorted(report.findings, key=lambda f: order[f.status]):
-        _print_finding(finding)
-    tail = str(report).rsplit("\n\n", 1)[-1]
-    stdout.print(f"\n[dim]{escape(tail)}[/]")
-
-
-def _print_finding(finding: Finding) -> None:
-    style, mark = STYLES[finding.status], finding.status.upper() if finding.status == "fails" else finding.status
-    stdout.print(f"[{style}]{mark:<6}[/] [bold]{finding.check}[/]  {escape(finding.sentence)}")
-    if len(finding.layers) > 1:
-        stdout.print(f"       [dim]where: {escape('; '.join(finding.layers))}[/]")
-    if finding.status == "fails" and finding.instead:
-        stdout.print(f"       [dim]instead: {escape(finding.instead)}[/]")
+        style, mark = STYLES[finding.status], "FAILS" if finding.status == "fails" else finding.status
+        text = Text(finding.sentence)
+        if len(finding.layers) > 1:
+            text.append(f"\nwhere: {'; '.join(finding.layers)}", "dim")
+        if finding.status == "fails" and finding.instead:
+            text.append(f"\ninstead: {finding.instead}", "dim")
+        table.add_row(f"[{style}]{mark}[/]", f"[bold]{finding.check}[/]", text)
+    stdout.print(table)
+    for line in report.sampling():
+        stdout.print(f"\n[dim]{escape(line)}[/]")

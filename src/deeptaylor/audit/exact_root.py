@@ -93,9 +93,7 @@ def exact_nearest_root(
         DomainError: x lies outside the domain.
         MissingExtra: scipy is not installed.
     """
-    results = [
-        _one(pieces, *_bounds(domain, pieces.x)) for pieces in pieces_of(f, x, target=target, head=head)
-    ]
+    results = [_one(pieces, *_bounds(domain, pieces.x)) for pieces in pieces_of(f, x, target=target, head=head)]
     points = torch.cat([point for point, *_ in results])
     found = torch.tensor([proof is None for _, proof, *_ in results])
     origin, gradient = (torch.cat([getattr(r[-1], name) for r in results]) for name in ("x", "gradient"))

@@ -15,7 +15,7 @@ since n_k grows with K.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -97,11 +97,8 @@ def justify(
             margin = min(_margin(whole, found.moved_root), _upper_margin(upper, layers[0], found))
             off = float((found.relevance - wanted).abs().max())
             if margin >= -CLOSED and off <= 1e-10 * max(1.0, float(wanted.abs().max())):
-                return Justification(*(getattr(found, n) for n in _FIELDS), margin)
+                return replace(found, margin=margin)
     raise InputError("rounding hides the roots: the explanation lies too far from what this region's size allows")
-
-
-_FIELDS = ("roots", "relevance", "common_root", "moved_root", "neuron", "strength")
 
 
 class _Chain(nn.Module):

@@ -71,7 +71,7 @@ def nearest(gradient: Array, value: float, rows: Array, margins: Array) -> Array
     if (margins[~kept] < 0).any():
         return None
     rows, margins = rows[kept] / lengths[kept, None], margins[kept] / lengths[kept]
-    scale = max(abs(value) / size, 1e-300)
+    scale = max(abs(value) / float(size), 1e-300)
     need = -(margins + rows @ start) / scale
     along = rows - np.outer(rows @ unit, unit)
     free = np.linalg.norm(along, axis=1) > PARALLEL

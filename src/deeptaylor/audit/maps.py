@@ -57,7 +57,7 @@ def map_certificate(
         gap_at="" if missing is None else _at(missing.op, missing.module, missing.source),
         absorbed=absorbed,
         absorbed_at="" if keeper is None else _at(keeper.op, keeper.module, keeper.source),
-        negative=float(-relevance.clamp(max=0).sum() / relevance.abs().sum().clamp(min=1e-300)),
+        negative=float(relevance.clamp(max=0).abs().sum() / relevance.abs().sum().clamp(min=1e-300)),
         gradient_input=_cosine(relevance, _total(gradient, gradient.maps(seed))),
         classes=_classes(replica, target, generator),
         convergence=depths,

@@ -107,9 +107,7 @@ class Pieces:
         """Whether linear regions apply."""
         return not self.smooth
 
-    def _call(
-        self, node: Node, values: Mapping[str, Any]
-    ) -> tuple[Any, Any, Callable[..., Any], tuple[Tensor, ...]]:
+    def _call(self, node: Node, values: Mapping[str, Any]) -> tuple[Any, Any, Callable[..., Any], tuple[Tensor, ...]]:
         """(args, kwargs, the operation as a function of what depends on the source, those values)."""
         leaves, spec = pytree.tree_flatten((node.args, dict(node.kwargs)))
         moving = self.facts[node.name].leaves

@@ -74,7 +74,9 @@ def first_root(
     (pieces,) = pieces_of(f, x, target=target, head=head)
     v = -pieces.gradient * (1 if pieces.value > 0 else -1) if direction is None else direction.to(pieces.x)
     if v.shape != pieces.x.shape or not bool(v.any()):
-        raise InputError(f"the direction has shape {tuple(v.shape)} and must have that of x, {tuple(x.shape)}, not all 0")
+        raise InputError(
+            f"the direction has shape {tuple(v.shape)} and must have that of x, {tuple(x.shape)}, not all 0"
+        )
     walked, profile = 0.0, [(0.0, pieces.value)]
     for count in range(1, regions + 1):
         here = pieces.value

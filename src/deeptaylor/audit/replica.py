@@ -72,9 +72,7 @@ class Replica:
         with plain_torch():
             return all_values(self.graph, self.state, self.inputs)
 
-    def maps(
-        self, seed: Relevance, observe: Observer | None = None, keep: Collection[str] = ()
-    ) -> dict[str, Tensor]:
+    def maps(self, seed: Relevance, observe: Observer | None = None, keep: Collection[str] = ()) -> dict[str, Tensor]:
         """R of the explained inputs, and of the values in `keep`."""
         with plain_torch():
             found = backward(self.plan, self.run, seed, observe, keep)

@@ -74,9 +74,9 @@ class AuditReport:
                 lines.append(f"       where: {'; '.join(finding.layers)}")
             if finding.status == "fails" and finding.instead:
                 lines.append(f"       instead: {finding.instead}")
-        return "\n".join([*lines, "", *self._sampling()])
+        return "\n".join([*lines, "", *self.sampling()])
 
-    def _sampling(self) -> list[str]:
+    def sampling(self) -> list[str]:
         """How many neurons the shares were measured on, and how sure they are."""
         if not self.layers:
             return []

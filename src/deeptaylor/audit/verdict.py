@@ -89,9 +89,7 @@ def conservation(maps: Sequence[MapCertificate]) -> Finding:
         if causes
         else "all of the explained value arrived at the input"
     )
-    return Finding(
-        "conservation", "holds", f"Every unit of relevance is accounted for: {told}.", figures, CONSERVED
-    )
+    return Finding("conservation", "holds", f"Every unit of relevance is accounted for: {told}.", figures, CONSERVED)
 
 
 def roots(layers: Sequence[LayerCertificate]) -> list[Finding]:
@@ -140,7 +138,10 @@ def domain(layers: Sequence[LayerCertificate]) -> Finding | None:
     known = [c for c in layers if c.in_domain is not None]
     if not known:
         return None
-    figures = {"in domain": _mean(known, lambda c: c.in_domain or 0.0), "furthest outside": max(c.outside for c in known)}
+    figures = {
+        "in domain": _mean(known, lambda c: c.in_domain or 0.0),
+        "furthest outside": max(c.outside for c in known),
+    }
     out = sorted((c for c in known if (c.in_domain or 0.0) < 1), key=lambda c: c.in_domain or 0.0)
     if figures["in domain"] >= IN_DOMAIN:
         return Finding(
@@ -263,7 +264,8 @@ def convergence(maps: Sequence[MapCertificate]) -> Finding | None:
             figures,
             FORGOTTEN,
         )
-    where = f"; at {depths[0][first].module or depths[0][first].name} their cosine is already above {FORGOTTEN}" if first is not None else ""
+    layer = "" if first is None else depths[0][first].module or depths[0][first].name
+    where = f"; at {layer} their cosine is already above {FORGOTTEN}" if layer else ""
     return Finding(
         "convergence",
         "fails",
@@ -271,7 +273,7 @@ def convergence(maps: Sequence[MapCertificate]) -> Finding | None:
         f"happens in the upper layers is forgotten{where}.",
         figures,
         FORGOTTEN,
-        (depths[0][first].module or depths[0][first].name,) if first is not None else (),
+        (layer,) if layer else (),
         "negative contributions keep it: LRPZero, Epsilon or GeneralizedGamma instead of ZPlus",
     )
 

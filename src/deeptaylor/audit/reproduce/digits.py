@@ -38,7 +38,9 @@ def toolbox_lenet(folder: Path) -> nn.Sequential:
             else:
                 layers.append({"Rect": nn.ReLU, "SumPool": SumPool, "Flatten": nn.Flatten}[kind]())
     except (OSError, ValueError, KeyError, StopIteration) as error:
-        raise FileFormatError(f"{folder / 'LeNet-5.txt'} can't be read as the LRP Toolbox's LeNet-5: {error}") from error
+        raise FileFormatError(
+            f"{folder / 'LeNet-5.txt'} can't be read as the LRP Toolbox's LeNet-5: {error}"
+        ) from error
     return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
@@ -48,6 +50,7 @@ def _convolution(shape: list[int], weights: str, biases: str) -> nn.Conv2d:
     kernel = torch.tensor([float(w) for w in weights.split()], dtype=torch.float64)
     with torch.no_grad():
         layer.weight.copy_(kernel.reshape(height, width, channels, filters).permute(3, 2, 0, 1))
+        assert layer.bias is not None
         layer.bias.copy_(torch.tensor([float(b) for b in biases.split()], dtype=torch.float64))
     return layer
 
@@ -96,7 +99,7 @@ def own_lenet() -> nn.Sequential:
 
 
 def train(
-    model: nn.Module,
+    model: nn.Sequential,
     x: Tensor,
     y: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
@@ -106,7 +109,7 @@ def train(
     tell: Callable[[float], None],
     batch: int = 64,
     constrained: Sequence[Tensor] | None = None,
-) -> nn.Module:
+) -> nn.Sequential:
     """Adam with biases projected to ≤ 0 after every step; fixed seed, in eval mode afterwards.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...composites import Composite, first, role
 from ...explainer import Explainer
-from ...rules import AlphaBeta, Flat, Gamma, LRPZero, Proportional, Rule, WSquare, ZBox, ZPlus
+from ...rules import AlphaBeta, Flat, Gamma, LRPZero, Proportional, Relevance, Rule, WSquare, ZBox, ZPlus
 from ..maps import weights_in_order
 from ..replica import Replica
 from .digits import mnist, own_lenet, toolbox_digits, toolbox_lenet, train
@@ -35,7 +35,7 @@ EXPECTED = {
     "α2β1": (1.3e-12, -1.59, 0.404, 0.727),
     "LRP-0 / z^B": (8.5e-13, -0.318, 0.333, 0.275),
 }
-"""(median |ΣR/f − 1|, smallest R, share of negative R, median cosine with another class's map), a separate computation."""
+"""(median |ΣR/f − 1|, smallest R, share of negative R, median cosine with another class's map), computed separately."""
 EXPECTED_RANDOM = {
     "z⁺ / z^B": ((0.998, 0.996), (0.997, 0.995), (0.989, 0.989), (0.904, 0.965)),
     "LRP-0 without bias": ((0.465, 0.719), (0.281, 0.698), (0.164, 0.648), (0.056, 0.530)),
@@ -79,9 +79,7 @@ def _maps(explainer: Explainer, images: Tensor, target: Any) -> tuple[Tensor, Te
     return torch.cat(found), torch.cat(values)
 
 
-def consistency_table(
-    title: str, network: nn.Module, images: Tensor, low: float, tell: Tell, expected: bool
-) -> Table:
+def consistency_table(title: str, network: nn.Module, images: Tensor, low: float, tell: Tell, expected: bool) -> Table:
     """Conservation, sign and class sensitivity of every row."""
     with torch.no_grad():
         predicted = torch.cat([network(part) for part in images.split(BATCH)]).argmax(1)
@@ -92,12 +90,12 @@ def consistency_table(
         tell(number / len(EXPECTED), f"{title}: {name}")
         explainer = Explainer(network, images[:BATCH], composite=composite(name, low))
         relevance, value = _maps(explainer, images, None)
-        pair = [_maps(explainer, images, F.one_hot(c, 10).to(images))[0].flatten(1) for c in (predicted, other)]
+        own, others = (_maps(explainer, images, F.one_hot(c, 10).to(images))[0].flatten(1) for c in (predicted, other))
         measured = (
             float((relevance.flatten(1).sum(1) / value - 1).abs().median()),
             float(relevance.min()),
             float((relevance < 0).double().mean()),
-            float(F.cosine_similarity(*pair).median()),
+            float(F.cosine_similarity(own, others).median()),
         )
         if expected:
             rows.append((name, *(v for both in zip(measured, EXPECTED[name], strict=True) for v in both)))
@@ -108,7 +106,9 @@ def consistency_table(
     return Table(title, ("hidden / first rule", *columns), tuple(rows), ".4g")
 
 
-def randomization_table(title: str, network: nn.Module, images: Tensor, low: float, tell: Tell, expected: bool) -> Table:
+def randomization_table(
+    title: str, network: nn.Module, images: Tensor, low: float, tell: Tell, expected: bool
+) -> Table:
     """Similarity of maps after the upper layers' weights and biases were drawn anew, from the top down."""
     rows: list[tuple[Any, ...]] = []
     for number, name in enumerate(EXPECTED_RANDOM):
@@ -133,28 +133,27 @@ def _randomized(explainer: Explainer, images: Tensor) -> list[tuple[float, float
     call = explainer._call(images, None)
     replica = Replica.of(explainer, call, 0, 0)  # the whole batch
     weights = weights_in_order(replica.graph, replica.state)
-    seed = _predicted(replica)
+    seed = _predicted(replica, product=explainer.plan.composite.name == "gradient-times-input")
     own = replica.maps(seed)[replica.explained].flatten(1)
     generator = torch.Generator().manual_seed(1)
     state = dict(replica.state)
     found = []
-    for name in reversed(weights[1:] if len(weights) <= 4 else weights[-4:]):
+    for name in reversed(weights[-4:]):
         for part in (name, name.removesuffix("weight") + "bias"):
             value = state[part]
             fresh = torch.randn(value.shape, generator=generator, dtype=value.dtype) * value.std() + value.mean()
             state[part] = fresh.clamp(max=0) if part.endswith("bias") else fresh
         changed = replica.with_state(dict(state)).maps(seed)[replica.explained].flatten(1)
-        ranks = [m.abs().argsort(1).argsort(1).double() for m in (own, changed)]
-        spearman = F.cosine_similarity(*(r - r.mean(1, keepdim=True) for r in ranks))
+        before, after = (m.abs().argsort(1).argsort(1).double() for m in (own, changed))
+        spearman = F.cosine_similarity(before - before.mean(1, keepdim=True), after - after.mean(1, keepdim=True))
         found.append((float(F.cosine_similarity(own, changed).median()), float(spearman.median())))
     return found
 
 
-def _predicted(replica: Replica) -> Any:
-    from ...rules import Relevance
-
+def _predicted(replica: Replica, product: bool) -> Relevance:
+    """Relevance 1 (or gradient 1) at the predicted class: a logit that changes its sign must not turn the map."""
     output = replica.run.output
-    return Relevance(F.one_hot(output.argmax(1), output.shape[1]).to(output), product=True)
+    return Relevance(F.one_hot(output.argmax(1), output.shape[1]).to(output), product)
 
 
 def gradient_leak(network: nn.Module, images: Tensor) -> float:
@@ -209,10 +208,9 @@ def reproduce(tell: Tell, data: Path | None = None, count: int = 500, fewer: int
             ),
             Table(
                 "LeNet-5, further figures", ("", "here", "expected"),
-                (("accuracy on 2,000 digits", right, 0.9875), ("Σ gradient × input / f, median", leak, 1.103)), (),
+                (("accuracy on 2,000 digits", right, 0.9875), ("Σ gradient × input / f, median", leak, 1.103)), ".4f",
             ),
         ]  # fmt: skip
-        tables[-1] = Table(tables[-1].title, tables[-1].columns, tables[-1].rows, ".4f")
     says = (
         "Deep Taylor decomposition is consistent in the sense of Montavon et al. (2017), to rounding, and at the same "
         "time nearly blind to the class and to the layers above (Sixt et al. 2020): both in one table. LRP-0 tells "

@@ -7,6 +7,7 @@ random relevance vectors are sent through it, and the cosine between them is wat
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ def apartness(matrix: Matrix, rectified: bool, generator: torch.Generator) -> li
     vectors = torch.randn(STARTS, WIDTHS[0], generator=generator, dtype=torch.float64)
     pairs = torch.triu(torch.ones(STARTS, STARTS, dtype=torch.bool), 1)
     found = []
-    for shape in zip(WIDTHS, WIDTHS[1:], strict=False):
+    for shape in pairwise(WIDTHS):
         vectors = vectors @ matrix(shape, generator)
         vectors = vectors.clamp(min=0) if rectified else vectors
         vectors = vectors / vectors.norm(dim=1, keepdim=True)
@@ -96,9 +97,9 @@ def reproduce(tell: Tell, runs: int = RUNS) -> Reproduction:
         ("chain", *(str(n) for n in AFTER)),
         tuple(rows),
         ".3g",
-        "Medians of the runs; 0 stands for rounding; after 16 matrices 3 channels are left. Expected: medians of 5 runs "
-        "with other random numbers. Near rank one a single start vector that is almost orthogonal to the rest decides "
-        "the mean, so that runs differ by orders of magnitude: only the spread can be compared there.",
+        "Medians of the runs; 0 stands for rounding; after 16 matrices 3 channels are left. Expected: medians of 5 "
+        "runs with other random numbers. Near rank one a single start vector that is almost orthogonal to the rest "
+        "decides the mean, so that runs differ by orders of magnitude: only the spread can be compared there.",
     )
     return Reproduction(
         "rank-one",

@@ -19,7 +19,12 @@ from ..pieces import Pieces
 from ..ray import first_boundary, first_root
 from .tables import Reproduction, Table, Tell, new_figure
 
-EXPECTED_PRINT = {"LRP-0": (41.20, 14.62, 91.12), "z+": (41.10, 13.97, 91.18), "gamma 1": (38.70, 13.85, 91.52), "w2": (37.70, 13.99, 91.43)}  # fmt: skip
+EXPECTED_PRINT = {
+    "LRP-0": (41.20, 14.62, 91.12),
+    "z+": (41.10, 13.97, 91.18),
+    "gamma 1": (38.70, 13.85, 91.52),
+    "w2": (37.70, 13.99, 91.43),
+}
 """Rows of the notebook's table, (different gradient, same output, roots with the same gradient), in percent."""
 EXPECTED = {
     "z+": (25.5, 18.8, 0.0, 100.0),
@@ -47,7 +52,7 @@ class Mlp(nn.Module):
             torch.manual_seed(1)
             self.linears = nn.ModuleList([nn.Linear(10, 10), nn.Linear(10, 10), nn.Linear(10, 2)])
         with torch.no_grad():
-            for linear in self.linears:
+            for linear in self.affine():
                 # nn.Module.apply reaches every layer three times: as Linear, within its block, within the network
                 for last in (False, True):
                     for parameter in linear.parameters():
@@ -56,6 +61,10 @@ class Mlp(nn.Module):
                         linear.bias.copy_(-linear.bias.abs())
                 linear.weight[linear.weight > 0] *= SCALE
         self.requires_grad_(False).eval()
+
+    def affine(self) -> list[nn.Linear]:
+        """The affine layers."""
+        return [layer for layer in self.linears if isinstance(layer, nn.Linear)]
 
     def forward(self, x: Tensor) -> Tensor:
         for linear in self.linears:
@@ -100,7 +109,7 @@ def true_roots(name: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def z_plus_relevance(network: Mlp, x: Tensor) -> Tensor:
     """Relevance of the first layer's outputs under the training-free z⁺ rule for output 0."""
-    first, second, third = network.linears
+    first, second, third = network.affine()
     a1 = torch.relu(first(x[None]))
     a2 = torch.relu(second(a1))
     relevance = torch.relu(third(a2))[:, :1]
@@ -113,7 +122,7 @@ def z_plus_relevance(network: Mlp, x: Tensor) -> Tensor:
 
 def notebook_roots(network: Mlp, x: Tensor) -> Tensor:
     """What the notebook takes for roots: the step is R_j/(w_j·v) instead of z_j/(w_j·v), whatever the row says."""
-    first: Any = network.linears[0]
+    first = network.affine()[0]
     v = x * (first.weight >= 0)
     along = (v * first.weight).sum(1)
     kept = along.abs() > 1e-5
@@ -130,7 +139,7 @@ def gradient_of(network: Mlp, x: Tensor) -> Tensor:
 
 def as_printed(network: Mlp, count: int = 1000, tell: Tell | None = None) -> Table:
     """The notebook's own table: its loop variable is not used, so that every row is z⁺ on further inputs."""
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for number, name in enumerate(ROW_NAMES):
@@ -143,17 +152,21 @@ def as_printed(network: Mlp, count: int = 1000, tell: Tell | None = None) -> Tab
                 different.append(changed.any())
                 same_gradient.append(~changed.any(1))
                 same_output.append((network(roots)[:, 0] - network(x)[0, 0]).abs() < 1e-6)
-            shares = [_percent(torch.stack(different)), _percent(torch.cat(same_output)), _percent(torch.cat(same_gradient))]
+            shares = [
+                _percent(torch.stack(different)),
+                _percent(torch.cat(same_output)),
+                _percent(torch.cat(same_gradient)),
+            ]
             rows.append((name, *(v for pair in zip(shares, EXPECTED_PRINT[name], strict=True) for v in pair)))
     return Table(
         "The published script's table, as it would print",
-        ("row", "any root of another gradient %", "expected", "root of the same output %", "expected ", "roots of the same gradient %", "expected  "),
+        _columns("row", "any root of another gradient %", "root of the same output %", "roots of the same gradient %"),
         tuple(rows),
         ".2f",
         "The rows differ by chance alone: the script builds the root finder once, with z⁺. Its column “in local linear "
         "region” prints the first figure, which is the share of samples *not* all in the region, and its points are no "
         "roots: they step by R_j where z_j is needed.",
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -164,7 +177,7 @@ class Sample:
     pieces: Pieces
 
 
-def samples(network: nn.Module, inputs: Tensor) -> list[Sample]:
+def samples(network: Mlp, inputs: Tensor) -> list[Sample]:
     """The inputs, (N, 10) in float64, each with its region for output 0."""
     return [Sample(x, p) for x, p in zip(inputs, pieces_of(network, inputs, target=0), strict=True)]
 
@@ -175,11 +188,11 @@ def inside(sample: Sample, points: Tensor) -> Tensor:
         return sample.pieces.margins(points).amin(1) >= -CLOSED
 
 
-def true_root_table(network: nn.Module, found: list[Sample]) -> Table:
+def true_root_table(network: Mlp, found: list[Sample]) -> Table:
     """Where true first-layer roots lie."""
-    first: Any = network.linears[0]
+    first = network.affine()[0]
     weight, bias = first.weight, first.bias
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for name, expected in EXPECTED.items():
         held, active, domain = [], [], []
         for sample in found:
@@ -197,13 +210,13 @@ def true_root_table(network: nn.Module, found: list[Sample]) -> Table:
         rows.append((name, *(v for pair in zip(shares, expected, strict=True) for v in pair)))
     return Table(
         "True first-layer roots, closed region",
-        ("rule", "in region %", "expected", "of active neurons %", "expected ", "samples all in %", "expected  ", "in R₊ %", "expected   "),
+        _columns("rule", "in region %", "of active neurons %", "samples all in %", "in R₊ %"),
         tuple(rows),
         ".1f",
-    )  # fmt: skip
+    )
 
 
-def existing_roots_table(network: nn.Module, found: list[Sample]) -> Table:
+def existing_roots_table(network: Mlp, found: list[Sample]) -> Table:
     """Exact roots in the region and R₊, against the plain projection and the roots met by walking."""
     inputs = torch.stack([sample.x for sample in found])
     exact = exact_nearest_root(network, inputs, target=0, domain="positive")
@@ -264,6 +277,11 @@ def reproduce(tell: Tell, count: int = 1000, fewer: int = 300) -> Reproduction:
         lambda: _figure(roots),
         {"inputs": count, "inputs for true roots": fewer},
     )
+
+
+def _columns(first: str, *names: str) -> tuple[str, ...]:
+    """Every name with a column of what is expected beside it."""
+    return (first, *(column for i, name in enumerate(names) for column in (name, "expected" + " " * i)))
 
 
 def _percent(values: Tensor) -> float:
