@@ -162,7 +162,7 @@ def _bounds(domain: Domain, x: Tensor) -> tuple[Tensor, Tensor]:
     return bounds[0], bounds[1]
 
 
-class _Region:
+class Region:
     """The margins of a region and of a box around it, as one list."""
 
     def __init__(self, pieces: Pieces, low: Tensor, high: Tensor) -> None:
@@ -171,17 +171,20 @@ class _Region:
 
     @cached_property
     def scale(self) -> Tensor:
+        """What a violation is measured against."""
         parts = [torch.full((m[0].numel(),), self.pieces.scales[n]) for n, m in self.pieces.margins_at_x.items()]
         bounds = torch.full((2 * self.pieces.x.numel(),), float(self.pieces.x.abs().max().clamp(min=1e-300)))
         return torch.cat([*parts, bounds]).double()
 
     def margins(self, point: Tensor) -> Tensor:
+        """All margins at a point: those of the network, then ξ − low, then high − ξ."""
         with torch.no_grad():
             own = self.pieces.margins(point)[0]
         flat = point.flatten()
         return torch.cat([own, flat - self.low, self.high - flat])
 
     def rows(self, indices: list[int]) -> Array:
+        """Gradients of some of the margins."""
         count, n = len(self.at_x) - 2 * len(self.low), len(self.low)
         own = [i for i in indices if i < count]
         rows = np.zeros((len(indices), n))
@@ -212,7 +215,7 @@ def _one(pieces: Pieces, low: Tensor, high: Tensor) -> tuple[Tensor, NoRoot | No
     if value == 0:
         return x, None, 0, 0, pieces
     gradient = pieces.gradient.flatten().numpy()
-    region = _Region(pieces, low, high)
+    region = Region(pieces, low, high)
     nowhere = torch.full_like(x, float("nan"))
     indices: list[int] = []
     rows, offsets = np.zeros((0, x.numel())), np.zeros(0)
