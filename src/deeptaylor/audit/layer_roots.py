@@ -46,13 +46,14 @@ class Roots:
     """(n,): b."""
 
 
-def roots_of(rule: Rule, step: Step, neurons: Tensor) -> Roots:
+def roots_of(rule: Rule, step: Step, neurons: Tensor, leads: bool = True) -> Roots:
     """The roots of the rule's own messages.
 
     Args:
         rule: an affine rule.
         step: an affine step of one sample.
         neurons: flat indices into `step.z`.
+        leads: whether the first axis of `step.x` is the batch, which points then lack.
     """
     assert step.affine is not None
     z = step.z.flatten()[neurons]
@@ -66,7 +67,7 @@ def roots_of(rule: Rule, step: Step, neurons: Tensor) -> Roots:
         q = message.total(step.x)
         weight = step.affine.transpose(seed, step.affine.weight).expand_as(step.x)
         moved = torch.where(weight == 0, 0.0, value * q / weight.masked_fill(weight == 0, 1.0))
-        points.append((step.x - moved)[0])
+        points.append((step.x - moved)[0] if leads else step.x - moved)
         given.append(q.sum())
         left.append(value - (weight * moved).sum())
     return Roots(
@@ -108,7 +109,7 @@ def certificate(
     """
     neurons, count = found
     node, rule = assignment.place.node, assignment.rule
-    roots = roots_of(rule, step, neurons)
+    roots = roots_of(rule, step, neurons, above.leads)
     size = roots.z.abs().clamp(min=1e-300)
     domain, low, high = _domain(step, rule, box if assignment.place.first else None)
     outside = _outside(roots.points, step.x, low, high)
@@ -196,10 +197,10 @@ def _beyond_first_order(points: Tensor, above: Pieces) -> tuple[float, float]:
     for chunk in points.split(POINTS):
         with torch.no_grad():
             there = above.run(chunk, real=True)
-            along = ((chunk - above.x) * above.gradient).flatten(1).sum(1)
+            along = ((chunk - above.start) * above.gradient).flatten(1).sum(1)
             remainders.append((there - above.value - along).abs() / size)
         # half-way, and just before the root: a ReLU at exactly 0 has two derivatives
-        ways = [above.x + t * (chunk - above.x) for t in (0.5, 1 - 1e-6)]
+        ways = [above.start + t * (chunk - above.start) for t in (0.5, 1 - 1e-6)]
         at = torch.stack([(above.gradients(way, real=True) - above.gradient).flatten(1).norm(dim=1) for way in ways])
         changes.append(at.amax(0) / slope)
     return float(torch.cat(remainders).median()), float(torch.cat(changes).median())

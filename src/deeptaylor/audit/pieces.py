@@ -63,6 +63,16 @@ class Pieces:
         self.smooth: list[Node] = []
         """Operations above that are not piecewise linear, or whose pieces are not known here."""
         self._resolve()
+        self.leads = _leads(graph, source)
+        """Whether the first axis of x is the batch, so that points are stacked along it."""
+        ends = (*self.kinks, *(name for name in (graph.output.name,) if name in graph.index))
+        self.batched = (
+            graph.dynamic_batch
+            and self.leads
+            and all(node.batch_dim is not None for node in self.above)
+            and all(graph[name].batch_dim == 0 for name in ends)
+        )
+        """Whether several points pass together; where the batch is merged with another axis they can't."""
 
     def moved_to(self, point: Tensor) -> Pieces:
         """The same function of the same value, held in the region of another point, (1, …)."""
@@ -103,6 +113,11 @@ class Pieces:
         return found
 
     @property
+    def start(self) -> Tensor:
+        """x as a stack of one point."""
+        return self.x if self.leads else self.x[None]
+
+    @property
     def is_piecewise_linear(self) -> bool:
         """Whether linear regions apply."""
         return not self.smooth
@@ -127,20 +142,20 @@ class Pieces:
         """f at some points, (points,); with every kink held on its branch at x, unless `real`.
 
         Args:
-            points: shape (points, …), like x without its first axis.
+            points: shape (points, …), like x without its first axis where that is the batch, else like x.
             see: sees the margins of every operation with kinks.
             real: the network itself instead of the linear piece that it is at x.
         """
-        if len(points) > 1 and not self.graph.dynamic_batch:
+        if len(points) > 1 and not self.batched:
             return self._one_by_one(points, see, real)
-        values = self._for_batch(len(points)) | {self.source: points}
+        values = self._for_batch(len(points)) | {self.source: points if self.leads else points[0]}
         last = {name: i for i, node in enumerate(self.above) for name in node.refs()}
         for i, node in enumerate(self.above):
             _, _, call, xs = self._call(node, values)
             kink = None if real else self.kinks.get(node.name)
             if kink is not None and see is not None:
                 for number, margins in enumerate(kink.margins(*xs)):
-                    see(f"{node.name}#{number}", margins)
+                    see(f"{node.name}#{number}", margins.reshape(len(points), -1))
             values[node.name] = call(*xs) if kink is None else kink.frozen(*xs)
             for name in set(node.refs()):
                 if last[name] == i and name in self.facts:
@@ -158,7 +173,7 @@ class Pieces:
 
     def _for_batch(self, count: int) -> dict[str, Any]:
         """Values that stay what they are, for a batch of `count` points."""
-        if count == 1:
+        if count == 1 or not self.batched:
             return dict(self.values)
         if count not in self._batches:
             values = dict(self.values)
@@ -189,12 +204,12 @@ class Pieces:
     def value(self) -> float:
         """f(x)."""
         with torch.no_grad():
-            return float(self.run(self.x)[0])
+            return float(self.run(self.start)[0])
 
     @cached_property
     def gradient(self) -> Tensor:
-        """∇f on the region of x, shaped like x."""
-        return self.gradients(self.x)
+        """∇f on the region of x, shaped like `start`."""
+        return self.gradients(self.start)
 
     def gradients(self, points: Tensor, real: bool = False) -> Tensor:
         """∇f at some points, shaped like them."""
@@ -208,7 +223,7 @@ class Pieces:
         """Margins at x, by kink."""
         found: dict[str, Tensor] = {}
         with torch.no_grad():
-            self.run(self.x, found.__setitem__)
+            self.run(self.start, found.__setitem__)
         return found
 
     @cached_property
@@ -229,6 +244,10 @@ class Pieces:
             margins = self.margins(leaf)[0]
             rows = [torch.autograd.grad(margins[i], leaf, retain_graph=True)[0].flatten() for i in indices.tolist()]
         return torch.stack(rows) if rows else self.x.new_zeros(0, self.x.numel())
+
+
+def _leads(graph: Graph, source: str) -> bool:
+    return source in graph.inputs or graph[source].batch_dim == 0
 
 
 def all_values(graph: Graph, state: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> dict[str, Any]:
