@@ -269,3 +269,53 @@ def test_the_command_prints_the_verdict_and_says_by_its_status_what_failed(tmp_p
     refused = CliRunner().invoke(app, [*call, "--fail-on", "nonsense"])
     assert refused.exit_code == 2
     assert "no check is called 'nonsense'" in refused.output
+
+
+class Attending(nn.Module):
+    """Tokens whose batch axis is merged with others on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 5, stride=5)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+class Reading(nn.Module):
+    """Explained at the embeddings of its ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden, self.head = nn.Embedding(20, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.relu(self.hidden(self.embedding(ids)).mean(1)))
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2 if x.sum() > 0 else x
+        return self.head(torch.relu(self.hidden(x)))
+
+
+@pytest.mark.parametrize("kind", ["attention", "ids", "recorded"])
+def test_other_kinds_of_models_are_audited_too(kind: str):
+    torch.manual_seed(0)
+    model, x, record = {
+        "attention": (Attending().eval(), images(), False),
+        "ids": (Reading().eval(), torch.arange(5)[None], False),
+        "recorded": (Branching().eval(), torch.rand(1, 4), True),
+    }[kind]
+    report = dt.audit(dt.Explainer(model, x, record=record), x)
+    assert report["conservation"].status == "holds"
+    assert bool(report.smooth) == (kind == "attention")
+    roots = [finding.sentence for finding in report.findings if finding.check == "roots"]
+    assert "zero-order term" in roots[0]
+    assert all(layer.identity < 1e-9 for layer in report.layers)
