@@ -19,7 +19,7 @@ PEERS := .venv-peers
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types check slices language coverage fuzz-models bench peers browser clean
+.PHONY: help demo test lint format types check slices language coverage fuzz-models reproductions bench peers browser clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -59,6 +59,10 @@ coverage: $(ZOO)/.done  ## every architecture; writes docs/coverage.md and docs/
 
 fuzz-models: $(VENV)/.test  ## 3,000 random networks from every operation
 	DEEPTAYLOR_FUZZ=3000 $(PY) -m pytest -n $(JOBS) tests/test_generated_models.py
+
+reproductions: $(VENV)/.test  ## the papers' tables, measured again; writes docs/reproductions.md (DATA=folder of the LRP Toolbox's LeNet-5)
+	$(PIP) -e '.[reproduce]'
+	$(PY) benchmarks/reproductions.py $(if $(DATA),--data $(DATA))
 
 bench: $(ZOO)/.done  ## what attention models cost against gradient x input; writes docs/bench.md
 	$(ZOO)/bin/python benchmarks/bench.py

@@ -249,33 +249,42 @@ def classes(maps: Sequence[MapCertificate], names: Callable[[int], str]) -> Find
 
 
 def convergence(maps: Sequence[MapCertificate]) -> Finding | None:
-    """Whether relevance forgets where it started."""
-    at_input = sorted(m.first_direction for m in maps)[len(maps) // 2]
+    """Whether relevance forgets where it started: the direction of its channels, and where it lies."""
+    at_input = _median([m.first_direction for m in maps])
     depths = [m.convergence for m in maps if m.convergence]
-    first = next((i for i, depth in enumerate(depths[0]) if depth.cosine > FORGOTTEN), None) if depths else None
-    figures = {"first direction": at_input}
-    if depths:
-        figures["lowest layer |cos|"] = depths[0][-1].cosine
-    if at_input <= FORGOTTEN:
+    lowest = _median([depth[-1].cosine for depth in depths]) if depths else at_input
+    figures = {"first direction": at_input, "lowest layer |cos|": lowest}
+    if max(at_input, lowest) <= FORGOTTEN:
         return Finding(
             "convergence",
             "holds",
-            f"Maps of random origin stay apart: {at_input:.0%} of their energy lies in one direction (1 is rank one).",
+            f"Relevance of random origin stays apart: |cos| {lowest:.3g} between its channels at the lowest layer, "
+            f"{at_input:.0%} of the maps' energy in one direction (1 is rank one).",
             figures,
             FORGOTTEN,
         )
-    layer = "" if first is None else depths[0][first].module or depths[0][first].name
-    where = f"; at {layer} their cosine is already above {FORGOTTEN}" if layer else ""
+    first = next((depth for depth in depths[0] if depth.cosine > FORGOTTEN), None) if depths else None
+    layer = "" if first is None else first.module or first.name
+    what = (
+        f"the whole map has rank one ({at_input:.1%} of the energy of such maps lies in one direction)"
+        if at_input > FORGOTTEN
+        else f"only where it lies still differs ({at_input:.0%} of the energy of such maps lies in one direction)"
+    )
     return Finding(
         "convergence",
         "fails",
-        f"The map has rank one: {at_input:.1%} of the energy of maps of random origin lies in one direction, so what "
-        f"happens in the upper layers is forgotten{where}.",
+        f"Relevance of random origin becomes the same mixture of channels (|cos| {lowest:.4g} at the lowest layer"
+        + (f", above {FORGOTTEN} from {layer} down" if layer else "")
+        + f"): {what}, so little is left of what the layers above say.",
         figures,
         FORGOTTEN,
         (layer,) if layer else (),
         "negative contributions keep it: LRPZero, Epsilon or GeneralizedGamma instead of ZPlus",
     )
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
 
 
 def randomized(maps: Sequence[MapCertificate]) -> Finding | None:
