@@ -319,3 +319,13 @@ def test_other_kinds_of_models_are_audited_too(kind: str):
     roots = [finding.sentence for finding in report.findings if finding.check == "roots"]
     assert "zero-order term" in roots[0]
     assert all(layer.identity < 1e-9 for layer in report.layers)
+
+
+def test_relevance_put_at_the_output_and_inference_mode():
+    model, x = dense(6, 8, 3), torch.rand(1, 6, generator=torch.Generator().manual_seed(0))
+    explainer = dt.Explainer(model, x, composite=CLEAN)
+    plain = dt.audit(explainer, x, target=model(x).detach() * torch.tensor([[0.0, 1.0, 0.0]]))
+    assert plain.layers == dt.audit(explainer, x, target=1).layers
+    with torch.inference_mode():
+        inside = torch.rand(1, 6, generator=torch.Generator().manual_seed(0))
+        assert dt.audit(explainer, inside, target=1).findings == dt.audit(explainer, x, target=1).findings

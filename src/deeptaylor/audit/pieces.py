@@ -27,11 +27,14 @@ See = Callable[[str, Tensor], None]
 
 
 def widened(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values, in float64 where they are floating."""
-    return {
-        name: value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in values.items()
-    }
+    """The same values on the CPU, in float64 where they are floating."""
+    return {name: _wide(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+
+
+def _wide(value: Tensor) -> Tensor:
+    value = value.detach().cpu()
+    value = value.double() if value.is_floating_point() else value
+    return value.clone() if value.is_inference() else value  # which autograd can't save
 
 
 class Pieces:

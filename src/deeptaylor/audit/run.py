@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ..errors import DomainError, InputError
 from ..explainer import Explainer
@@ -76,7 +77,7 @@ def audit(
         except DomainError as error:
             return _boxed_out(explainer, error)
         maps.append(found)
-        weights = seeds.seeds[0].tensor if seeds.seeds[0].product else _weights(seeds.seeds[0].tensor)
+        weights = _weights(seeds.seeds[0], replica.run.output)
         layers += _layers(
             replica, sample, seeds.seeds[0], weights, _box(explainer), neurons, generator, smooth,
             lambda share, what, sample=sample: tell((sample + 0.25 + 0.75 * share) / batch, what),  # type: ignore[misc]
@@ -107,9 +108,9 @@ def _seeds(target: Target, output: Tensor, sample: int, batch: int) -> Seeds:
     return seeds
 
 
-def _weights(seed: Tensor) -> Tensor:
-    """For relevance put at the output: the function whose value it is, to first order, has weights 1 there."""
-    return (seed != 0).to(seed.dtype)
+def _weights(seed: Relevance, output: Tensor) -> Tensor:
+    """Weights of the outputs whose sum is explained: c of the product form R = output · c."""
+    return seed.tensor if seed.product else seed.over(output, output, 0.0)
 
 
 def _box(explainer: Explainer) -> Box | None:
@@ -159,7 +160,5 @@ def _layers(
 
 def _data(assignment: Assignment) -> str:
     """The name of the value that a layer reads."""
-    from torch.utils import _pytree as pytree
-
     leaves = pytree.tree_leaves((assignment.place.node.args, dict(assignment.place.node.kwargs)))
     return leaves[assignment.leaves[0]].name

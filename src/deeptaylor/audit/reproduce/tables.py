@@ -43,7 +43,8 @@ class Table:
     def _text(self, cell: Cell) -> str:
         if cell is None:
             return "–"
-        return format(cell, self.digits) if isinstance(cell, float) else str(cell)
+        # a bar would end the cell
+        return format(cell, self.digits) if isinstance(cell, float) else str(cell).replace("|", "\\|")
 
     def column(self, name: str) -> list[Cell]:
         """The cells of one column."""
