@@ -128,7 +128,7 @@ def pieces_of(f: Model, x: Tensor, *, target: Target = None, head: Head | None =
             )
             raise InputError(
                 f"linear regions need a piecewise linear network; these operations are not, or their pieces are not "
-                f"known: {where}. dt.nearest_root with region='any' searches without regions"
+                f"known: {where}"
             )
         found.append(pieces)
     return found

@@ -184,7 +184,7 @@ def region(layers: Sequence[LayerCertificate], smooth: Sequence[str]) -> list[Fi
                 f"; the way to a root meets the first boundary after {way:.2g} of its length (median). Outside it the "
                 "network has another gradient, so the expansion says nothing about the network at the input"
             )
-        instead = "dt.nearest_root(f, x, region='exact') finds a root in the region, or proves that there is none"
+        instead = "dt.exact_nearest_root(f, x) finds a root in the region, or proves that there is none"
         found.append(
             Finding(
                 "region",
