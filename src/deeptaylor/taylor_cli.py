@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from .console import numbers, stderr, stdout
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -121,7 +122,6 @@ def interactions(
 def show_concrete(page: Path) -> None:
     """The demo's table: which ingredients of concrete act together, in words, and one mixture's account as a figure."""
     from . import taylor_demo
-    from .cli import stderr
     from .taylor.pictures import panels
 
     with stderr.status("training five small networks on 824 mixtures of concrete"):
@@ -155,7 +155,6 @@ def _given(
         parameter = next((p for p in loaded.model.parameters() if p.is_floating_point()), None)
         return loaded, x if parameter is None else x.to(parameter), None, names
     from .adapters.photos import check_photos
-    from .cli import numbers
     from .report.findings import read
 
     assert photo is not None
@@ -225,6 +224,5 @@ def _save(figure: Any, out: Path) -> None:
 
 
 def _say(text: str) -> None:
-    from .cli import stdout
 
     stdout.print(escape(text))
