@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deeptaylor as dt
-from deeptaylor.taylor.nearest_root import nearest_root
+from deeptaylor import nearest_root
 from deeptaylor.taylor.references import blur, delete_tokens, reference, replace_tokens
 
 D = torch.float64
@@ -199,6 +199,7 @@ def test_gradient_times_input_is_the_limit_of_the_root_on_the_ray(seed):
     (torch.ones(1, 3), {"domain": (3.0, 2.0)}, "empty"),
     (torch.ones(1, 3), {"domain": "round"}, "domain 'round'"),
     (torch.ones(1, 3), {"region": "square"}, "region 'square'"),
+    (torch.ones(1, 3), {"region": "exact", "margin": True}, "takes head"),
     (torch.ones(1, 3), {"target": 7}, "does not fit"),
     (torch.ones(1, 3), {"target": 0.5}, "no class index"),
 ])  # fmt: skip
@@ -217,3 +218,10 @@ def test_the_model_is_left_as_it_was():
     assert torch.equal(torch.random.get_rng_state(), state)
     with pytest.raises(dt.errors.InputError, match="train mode"):
         nearest_root(net.train(), x)
+
+
+def test_one_door_leads_to_both_searches():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1)).eval().double()
+    x = torch.rand(2, 3, dtype=D)
+    exact, anywhere = dt.nearest_root(net, x, region="exact"), dt.nearest_root(net, x)
+    assert bool((exact.distance[exact.found] >= anywhere.distance[exact.found] - 1e-6).all())

@@ -15,7 +15,7 @@ ORDER = [
     "_version", "errors", "graph", "inputs", "unwrap", "tracing_cache", "trace", "record", "affine", "forms", "ops", "canonize",
     "origin", "step", "rules", "composites", "facts", "sources", "plan", "propagate", "ledger", "targets", "attribution", "explainer",
     "roots", "testing", "extend", "plots", "taylor", "adapters", "importers", "text", "report", "console",
-    "demo_sentiment", "demo_texts", "demo_language", "demo_pages", "demo", "audit", "taylor_demo", "taylor_cli", "demo_cli", "cli", "__main__",
+    "demo_sentiment", "demo_texts", "demo_language", "demo_pages", "demo", "audit", "nearest", "taylor_demo", "taylor_cli", "demo_cli", "cli", "__main__",
 ]  # fmt: skip
 # Imported where used, not at import: a rule finds its root points, an attribution draws itself.
 LATE = {("rules", "roots"), ("attribution", "plots")}

@@ -18,6 +18,7 @@ from .composites import Composite as Composite
 from .explainer import Explainer as Explainer
 from .explainer import explain as explain
 from .ledger import Ledger as Ledger
+from .nearest import nearest_root as nearest_root
 from .targets import contrast as contrast
 from .targets import log_odds as log_odds
 from .targets import top as top
@@ -30,7 +31,6 @@ from .taylor import gradient_secant as gradient_secant
 from .taylor import integrated_hessians as integrated_hessians
 from .taylor import integrated_terms as integrated_terms
 from .taylor import interactions as interactions
-from .taylor import nearest_root as nearest_root
 from .taylor import safe_mode as safe_mode
 from .taylor import shapley_taylor as shapley_taylor
 from .taylor import similarity as similarity

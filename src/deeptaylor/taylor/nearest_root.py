@@ -95,7 +95,6 @@ def nearest_root(
     *,
     target: Any = None,
     margin: bool = False,
-    region: str = "any",
     domain: Domain = None,
     steps: int = 30,
 ) -> Root:
@@ -106,7 +105,6 @@ def nearest_root(
         x: (N, ...), floating; float64 gives roots to more digits.
         target: a class index or one per sample; by default the class predicted at x.
         margin: whether the root is that of score − best other score, a point of the decision boundary.
-        region: "any": anywhere in the domain.
         domain: None (all reals), "positive" (ξ ≥ 0), or (low, high), numbers or tensors that broadcast to x.
         steps: gradients at most in each of the six searches by tangents.
 
@@ -114,11 +112,9 @@ def nearest_root(
         A `Root`; where none was found it says so in `found`, in `warnings` and when printed.
 
     Raises:
-        InputError: no such region, integer or non-finite input, a model in training mode, a score without gradient.
+        InputError: integer or non-finite input, a model in training mode, a score without gradient.
         DomainError: x lies outside the domain.
     """
-    if region != "any":
-        raise InputError(f'region {region!r} is not known here; region="any" searches the whole domain')
     with plain_torch(), torch.random.fork_rng(devices=[]):
         search = _Search(pure(f), check_batch(x), target, margin, domain)
         ends = [
