@@ -34,7 +34,7 @@ def nearest_root(
             in the closed linear region of x, and gives the optimum of a piecewise linear network, or proof that no
             root lies there.
         domain: None (all reals), "positive" (ξ ≥ 0), or (low, high), which broadcast to x.
-        options: for "any", `margin=True` (root of the score less the best other score) and `steps`; for "exact", `head`.
+        options: for "any", `margin=True` (root of the score less the best other) and `steps`; for "exact", `head`.
 
     Raises:
         InputError: no such region, input that can't be used, a network that is not piecewise linear ("exact").
