@@ -153,26 +153,45 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def page(rows: list[dict[str, Any]]) -> str:
-    """docs/bench.md."""
+def write_page() -> None:
+    """docs/bench.md, from the results that are there."""
+    held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
     lines = [
         "# What an explanation costs",
         "",
         "CPU time as a ratio to gradient × input in the same process, median of interleaved rounds with its 95 %",
-        "interval, and peak memory as a ratio. Batch 1, one thread, float32, random weights. Made by",
-        "`python benchmarks/bench.py`",
+        "interval, and peak memory as a ratio. Batch 1, one thread, float32, random weights. Made by `make bench`",
         f"with torch {torch.__version__}, {platform.system()} {platform.machine()}, a shared machine of 2 cores.",
         "",
         "| model | " + " | ".join(COMPOSITES) + " |",
         "|---" * (1 + len(COMPOSITES)) + "|",
     ]
-    for row in rows:
-        cells = [
-            f"{c['median']:.2f} ({c['interval'][0]:.2f} to {c['interval'][1]:.2f}), memory {c['memory']:.2f}"
-            for c in (row["composites"][name] for name in COMPOSITES)
+    lines += [
+        f"| {row['model']} | " + " | ".join(_cell(row["composites"][name]) for name in COMPOSITES) + " |"
+        for row in held["rows"]
+    ]
+    beside = RESULTS.with_name("bench_lxt.json")
+    if beside.exists():
+        lines += [
+            "",
+            "## Beside LXT",
+            "",
+            "LXT 2.1, its preset for AttnLRP, with transformers 4.52.4, for which it is written; the same weights and inputs,",
+            "interleaved in one process (`benchmarks/bench_lxt.py`). The cosine is between the two maps, which need not be",
+            "the same: LXT 2.1 passes nothing back through softmax's own gradient differently, and has its own BERT.",
+            "",
+            "| model | attn-lrp | LXT | cosine |",
+            "|---|---|---|---|",
         ]
-        lines.append(f"| {row['model']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines += [
+            f"| {row['model']} | {_cell(row['contenders']['attn-lrp'])} | {_cell(row['contenders']['LXT'])} | {row['cosine']:.6f} |"
+            for row in json.loads(beside.read_text())["rows"]
+        ]
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+def _cell(c: dict[str, Any]) -> str:
+    return f"{c['median']:.2f} ({c['interval'][0]:.2f} to {c['interval'][1]:.2f}), memory {c['memory']:.2f}"
 
 
 def main() -> None:
@@ -189,7 +208,7 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
     if not arguments.only:
         RESULTS.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
-        PAGE.write_text(page(rows))
+        write_page()
 
 
 if __name__ == "__main__":
