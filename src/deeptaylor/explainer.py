@@ -17,6 +17,7 @@ from .composites import Bound, Chooser, Composite, by_name, single_rule
 from .errors import CompositeError, InputError, NonFiniteRelevance, RelevanceWarning
 from .inputs import Call, Model, batch_size, bind, check_inputs, check_model, explained_names
 from .ledger import Bookkeeper, Ledger, LedgerRow, Watch, can_batch, merge
+from .one_pass import OnePass, one_pass
 from .origin import graph_of, live_state, plain_torch
 from .plan import Plan, make_plan
 from .propagate import Forward, backward, forward
@@ -109,7 +110,8 @@ class Explainer:
             tensors = {name: t.detach().clone() if t.is_inference() else t.detach() for name, t in call.tensors.items()}
             given = isinstance(target, Tensor) and target.is_floating_point()  # R and not c: divided by values
             again = partial(forward, plan, tensors, live_state(self.model), full=ledger or given)
-            run = again()
+            bare = not (ledger or given or inner)
+            run = (one_pass(plan, tensors, live_state(self.model)) if bare else None) or again()
             seeds = resolve(target, run.output)
             _check_output(run.output)
             if ledger and not self._books_batches(plan):
@@ -150,7 +152,7 @@ class Explainer:
     def _explain(
         self,
         plan: Plan,
-        run: Forward,
+        run: Forward | OnePass,
         seeds: Seeds,
         ledger: bool,
         inner: Sequence[str],
@@ -164,7 +166,12 @@ class Explainer:
         keep = {*names.values(), *(node for source in plan.sources for node in source.nodes)}
         for seed in seeds.seeds:
             books = Bookkeeper(batch, single=batch == 1) if ledger else None
-            relevance = backward(plan, run, seed, books, keep, release=seed is seeds.seeds[-1])
+            last = seed is seeds.seeds[-1]
+            relevance: dict[str, Relevance] = (
+                run.backward(seed, last)
+                if isinstance(run, OnePass)
+                else backward(plan, run, seed, books, keep, release=last)
+            )
             reached = {
                 source.name: source.gather(partial(_total, relevance, run), run.inputs[source.name])
                 for source in plan.sources
@@ -282,7 +289,7 @@ def _inner_names(plan: Plan, wanted: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _total(relevance: Mapping[str, Any], run: Forward, name: str) -> Tensor:
+def _total(relevance: Mapping[str, Any], run: Forward | OnePass, name: str) -> Tensor:
     """R of one value; zero where no relevance arrived."""
     arrived = relevance.get(name)
     value: Tensor = run.value(name)

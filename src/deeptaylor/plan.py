@@ -16,7 +16,7 @@ from .facts import Facts, Gates, facts_of, nonnegative
 from .graph import Graph, Node, is_getitem, lookup
 from .rules import Rule
 from .sources import Source, find_sources
-from .step import NO_FACTORS, Cache, Factors
+from .step import NO_FACTORS, Cache, Factors, Step
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,13 @@ class Plan:
         why = (self.composite.why,) if self.composite.why else ()
         return PlanTable(tuple(rows), self.composite.name, (*why, *self.graph.notes))
 
+    @cached_property
+    def is_one_pass(self) -> bool:
+        """Whether every rule is some function's derivative; see `one_pass`."""
+        return all(
+            is_getitem(a.place.node) or a.rule.as_function(_bare(a)) is not None for a in self.assignments.values()
+        )
+
     @property
     def rows(self) -> tuple[Row, ...]:
         """The lines of the printed plan."""
@@ -146,6 +153,16 @@ class Plan:
                     waiting.append(name)
                 found.add(name)
         return found & {*self.graph.parameters, *self.graph.constants}
+
+
+def _bare(assignment: Assignment) -> Step:
+    """The step of an operation before it has run."""
+    op, taken = assignment.place.op, torch.empty(len(assignment.leaves)).unbind()
+    known: dict[str, Any] = {"linearized": op.linearized, "factors": assignment.factors}
+    return Step(assignment.place.node, op, op.linearized or _nothing, taken, None, **known)
+
+
+def _nothing(*_: Tensor) -> None: ...
 
 
 def _fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor], 
         for i, node in enumerate(plan.graph):
             if node.name in fixed:
                 continue
-            args, kwargs = _as_wide(lookup(node.args, env), lookup(dict(node.kwargs), env))
+            args, kwargs = as_wide(lookup(node.args, env), lookup(dict(node.kwargs), env))
             assignment = plan.assignments.get(node.name)
             if assignment is None or is_getitem(node):
                 env[node.name] = node.op(*args, **kwargs)
@@ -70,7 +70,7 @@ def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor], 
                 cache = plan.caches.setdefault(node.name, Cache()) if assignment.steady else Cache()
                 step, env[node.name] = _step(node, assignment, args, kwargs, cache)
                 sources = [steps.get(name) for name in _sources(node, assignment)]
-                steps[node.name] = lightened(step, sources, full or assignment.rule.reads_values)
+                steps[node.name] = lightened(step, sources, not full and assignment.rule.as_function(step) is not None)
             for name in set(node.refs()):
                 if last_use[name] == i and name != plan.graph.output.name:
                     del env[name]
@@ -80,7 +80,7 @@ def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor], 
     return Forward(steps, values, output, explained)
 
 
-def _as_wide(args: Any, kwargs: Any) -> tuple[Any, Any]:
+def as_wide(args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Arguments that do not narrow float64: a cast to float32 would leave the ledger open by its rounding."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     if any(isinstance(leaf, torch.dtype) for leaf in leaves) and any(
@@ -101,12 +101,10 @@ def _step(node: Node, assignment: Assignment, args: Any, kwargs: Any, cache: Cac
     leaves = [_wide(leaf) for leaf in leaves]  # relevance is carried in float32 at least
 
     def call(operation: Callable[..., Any]) -> Callable[..., Any]:
+        whole = filled(operation, leaves, spec, assignment.leaves)
+
         def function(*xs: Tensor) -> Any:
-            filled = list(leaves)
-            for leaf, x in zip(assignment.leaves, xs, strict=True):
-                filled[leaf] = x
-            filled_args, filled_kwargs = pytree.tree_unflatten(filled, spec)
-            result = operation(*filled_args, **filled_kwargs)
+            result = whole(*xs)
             if not op.first:
                 return result
             further[:] = result[1:]
@@ -116,7 +114,7 @@ def _step(node: Node, assignment: Assignment, args: Any, kwargs: Any, cache: Cac
 
     # a fresh tensor object per argument: x * x is a product of two
     xs = tuple(leaves[i].detach() for i in assignment.leaves)
-    function = call(torch.ops.aten.alias.default if _copies(node) else node.op)
+    function = call(operation_of(node))
     linearized = call(op.linearized) if op.linearized is not None else None
     known: dict[str, Any] = {
         "nonnegative": assignment.nonnegative,
@@ -145,9 +143,23 @@ def _forget(leaves: list[Any], assignment: Assignment) -> None:
         leaves[leaf] = None
 
 
-def _copies(node: Node) -> bool:
-    """Whether an operation gives its argument as it is, so that no copy has to be made; the graph writes nowhere."""
-    return node.op is torch.ops.aten.detach.default or (node.op is torch.ops.aten.clone.default and not node.kwargs)
+def operation_of(node: Node) -> Callable[..., Any]:
+    """The node's operation; those that give their argument as it is need no copy, as the graph writes nowhere."""
+    copies = node.op is torch.ops.aten.detach.default or (node.op is torch.ops.aten.clone.default and not node.kwargs)
+    return torch.ops.aten.alias.default if copies else node.op
+
+
+def filled(operation: Callable[..., Any], leaves: list[Any], spec: Any, where: Sequence[int]) -> Callable[..., Any]:
+    """The operation as a function of the arguments at the leaves `where`, everything else as it is in `leaves`."""
+
+    def function(*xs: Tensor) -> Any:
+        whole = list(leaves)
+        for leaf, x in zip(where, xs, strict=True):
+            whole[leaf] = x
+        args, kwargs = pytree.tree_unflatten(whole, spec)
+        return operation(*args, **kwargs)
+
+    return function
 
 
 def _wide(value: Any) -> Any:

@@ -189,7 +189,7 @@ class Step:
         return self.memo.get("offset", lambda: self.function(*(torch.zeros_like(x) for x in self.xs)))
 
 
-def lightened(step: Step, sources: Sequence[Step | None], values_are_read: bool) -> Step:
+def lightened(step: Step, sources: Sequence[Step | None], passes: bool) -> Step:
     """The step without what can be made again and will hardly be asked for.
 
     Sums and rearrangements pass c on without a look at their values, and so do affine operations under LRP-0.
@@ -198,12 +198,12 @@ def lightened(step: Step, sources: Sequence[Step | None], values_are_read: bool)
     Args:
         step: the step as it ran.
         sources: the steps that made its `xs`, where steps did.
-        values_are_read: whether its rule looks at values where relevance is in product form.
+        passes: whether its rule hands on c without a look at values.
     """
     if any(isinstance(value, Tensor) and value.dtype in HALF for value in (step.made, *step.taken)):
         return step
     cheap = step.op.role in ("sum", "rearrange") and not step.op.kept and not step.op.first
-    if values_are_read or not isinstance(step.made, Tensor) or not (cheap or step.affine is not None):
+    if not passes or not isinstance(step.made, Tensor) or not (cheap or step.affine is not None):
         return step
     taken = tuple(
         source.made if source is not None and isinstance(source.made, Later) else x

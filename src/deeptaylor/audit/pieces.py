@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ..facts import facts_of
 from ..graph import Graph, Node, lookup
-from ..propagate import _as_wide
+from ..propagate import as_wide
 from .kinks import Kink, arguments_at, has_kinks, is_linear, kink_of
 
 _SHAPES = ("zeros_like", "ones_like", "full_like", "empty_like", "new_")
@@ -135,7 +135,7 @@ class Pieces:
             own = list(filled)
             for leaf, x in zip(moving, xs, strict=True):
                 own[leaf] = x
-            args, kwargs = _as_wide(*pytree.tree_unflatten(own, spec))
+            args, kwargs = as_wide(*pytree.tree_unflatten(own, spec))
             return node.op(*args, **kwargs)
 
         args, kwargs = pytree.tree_unflatten(filled, spec)
@@ -259,6 +259,6 @@ def all_values(graph: Graph, state: Mapping[str, Tensor], inputs: Mapping[str, A
     values |= widened({name: state[qualified] for name, qualified in graph.parameters.items()})
     with torch.no_grad():
         for node in graph:
-            args, kwargs = _as_wide(lookup(node.args, values), lookup(dict(node.kwargs), values))
+            args, kwargs = as_wide(lookup(node.args, values), lookup(dict(node.kwargs), values))
             values[node.name] = node.op(*args, **kwargs)
     return values

@@ -64,7 +64,7 @@ class Replica:
     def run(self) -> Forward:
         """The forward pass."""
         with plain_torch():
-            return forward(self.plan, self.inputs, self.state)
+            return forward(self.plan, self.inputs, self.state, full=True)
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -76,13 +76,13 @@ class Replica:
         """R of the explained inputs, and of the values in `keep`."""
         with plain_torch():
             found = backward(self.plan, self.run, seed, observe, keep)
-            known = {name: found[name].total(self.run.values[name]) for name in keep if name in found}
+            known = {name: found[name].total(self.run.value(name)) for name in keep if name in found}
             for source in self.plan.sources:
                 known[source.name] = source.gather(lambda name: self._total(found, name), self.inputs[source.name])
         return known
 
     def _total(self, found: Mapping[str, Any], name: str) -> Tensor:
-        value: Tensor = self.run.values[name]
+        value: Tensor = self.run.value(name)
         return found[name].total(value) if isinstance(found.get(name), Relevance) else torch.zeros_like(value)
 
     def books(self, seed: Relevance) -> Bookkeeper:

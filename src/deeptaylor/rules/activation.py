@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..ops import Role
-from ..step import Step
+from ..step import Function, Step
 from .base import Redistribution, Relevance, Rule
 from .gradient import Gradient
 
@@ -24,6 +24,9 @@ class Secant(Rule):
 
     roles: ClassVar[tuple[Role, ...]] = ("activation",)
 
+    def as_function(self, step: Step) -> Function | None:
+        return lambda x: _AlongSecant.apply(x, step)
+
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         if step.x.is_complex():  # R = Re(c̄ x), so c = R x/|x|²
             size = step.x.abs().square()
@@ -32,28 +35,51 @@ class Secant(Rule):
                 (Relevance(c, product=True),), {"rule": lambda: relevance.total(step.z) * (size == 0)}
             )
         if not step.op.at_zero:
-            return Redistribution((self._through(step, relevance),))
-        zero = step.memo.get("phi(0)", lambda: torch.nan_to_num(step.offset(), posinf=0.0, neginf=0.0))
+            passed = slope_of(step, step.x, step.z) * relevance.tensor if relevance.product else relevance.tensor
+            return Redistribution((Relevance(passed, relevance.product),))
+        zero = _at_zero(step)
         if not relevance.product:
             share = Relevance(zero).over(step.z, step.z, 0.0) * relevance.tensor
             return Redistribution((Relevance(relevance.tensor - share),), {"constant": lambda: share})
-        slope: Tensor = torch.nan_to_num((step.z - zero) / step.x, nan=0.0)
-        near = (step.x.abs() < 1e-3) & (zero != 0)
-        if bool(near.any()):  # the difference quotient loses its digits there: the tangent instead
-            slope = torch.where(near, step.vjp(torch.ones_like(step.z))[0], slope)
+        slope = slope_of(step, step.x, step.z)
         gap = step.z - zero - slope * step.x
         return Redistribution(
             (Relevance(slope * relevance.tensor, product=True),), {"constant": lambda: (zero + gap) * relevance.tensor}
         )
 
+
+def _at_zero(step: Step) -> Tensor:
+    zero: Tensor = step.memo.get("phi(0)", lambda: torch.nan_to_num(step.offset(), posinf=0.0, neginf=0.0))
+    return zero
+
+
+def slope_of(step: Step, x: Tensor, z: Tensor) -> Tensor:
+    """The secant's slope, (phi(x) − phi(0))/x; 0 where x is 0, as such an input carries no relevance."""
+    if step.op.rectifies and step.node.short == "relu":
+        return (z > 0).to(z.dtype)
+    if not step.op.at_zero:
+        return torch.nan_to_num(z / x, nan=0.0)
+    zero = _at_zero(step)
+    slope: Tensor = torch.nan_to_num((z - zero) / x, nan=0.0)
+    near = (x.abs() < 1e-3) & (zero != 0)
+    if bool(near.any()):  # the difference quotient loses its digits there: the tangent instead
+        slope = torch.where(near, step.vjp(torch.ones_like(z))[0], slope)
+    return slope
+
+
+class _AlongSecant(torch.autograd.Function):
+    """phi(x), with the secant's slope for a derivative."""
+
     @staticmethod
-    def _through(step: Step, relevance: Relevance) -> Relevance:
-        if not relevance.product:
-            return relevance
-        if step.op.rectifies and step.node.short == "relu":
-            return Relevance(relevance.tensor * (step.z > 0), product=True)
-        slope = torch.nan_to_num(step.z / step.x, nan=0.0)  # 0/0: an input of exactly 0 carries no relevance
-        return Relevance(slope * relevance.tensor, product=True)
+    def forward(ctx: Any, x: Tensor, step: Step) -> Tensor:
+        z: Tensor = step.function(x)
+        ctx.save_for_backward(x, z)
+        ctx.step = step
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return slope_of(ctx.step, *ctx.saved_tensors) * grads[0], None
 
 
 @dataclass(frozen=True)

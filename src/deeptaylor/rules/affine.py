@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import CompositeError, DomainError
 from ..ops import Role
-from ..step import Step
+from ..step import Function, Step
 from .base import Bias, Convention, Redistribution, Relevance, Rule, sample_mean
 from .maps import (
     ABSOLUTE,
@@ -53,9 +53,8 @@ class LRPZero(AffineRule):
 
     bias: Bias = "absorb"
 
-    @property
-    def reads_values(self) -> bool:
-        return self.bias != "absorb"
+    def as_function(self, step: Step) -> Function | None:
+        return step.function if self.bias == "absorb" else None
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         return redistribute(step, relevance, [Part(IDENTITY, SAME)], bias=self.bias)

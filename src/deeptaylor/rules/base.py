@@ -96,13 +96,14 @@ class Rule(ABC):
 
     roles: ClassVar[tuple[Role, ...]] = ()
 
-    @property
-    def reads_values(self) -> bool:
-        """Whether `__call__` looks at a sum's, a rearrangement's or an affine operation's values in product form.
+    def as_function(self, step: Step) -> Callable[..., Any] | None:
+        """A function with the operation's value whose vector-Jacobian product is this rule in product form, or None.
 
-        Where it does not, they are not kept for the way back.
+        It is a function of `step.xs`, of which those in `receives` get a derivative. Only the step's operation may be
+        looked at, not its values. Where there is one, the values of sums, rearrangements and affine operations are not
+        kept for the way back, and a plan made of such rules runs as one backward pass of autograd.
         """
-        return True
+        return None
 
     @abstractmethod
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:

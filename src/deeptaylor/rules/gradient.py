@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..ops import Role
-from ..step import Factors, Step
+from ..step import Factors, Function, Step
 from .base import Redistribution, Relevance, Rule, taken
 
 
@@ -24,9 +24,8 @@ class Gradient(Rule):
         "rearrange", "sum", "affine", "activation", "product", "normalization", "softmax",
     )  # fmt: skip
 
-    @property
-    def reads_values(self) -> bool:
-        return False
+    def as_function(self, step: Step) -> Function | None:
+        return step.function
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         if step.affine is not None:
@@ -63,6 +62,9 @@ class HeldConstant(Rule):
     """Hands nothing on: the operation is taken as a constant, and what reaches it is taken."""
 
     roles: ClassVar[tuple[Role, ...]] = Gradient.roles
+
+    def as_function(self, step: Step) -> Function | None:
+        return step.function
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         return Redistribution((None,) * len(step.taken), {"rule": lambda: relevance.total(torch.as_tensor(step.z))})

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import CompositeError
 from ..ops import Role
-from ..step import Factors, Step
+from ..step import Factors, Function, Step
 from .base import Redistribution, Relevance, Rule, taken
 
 
@@ -35,6 +35,9 @@ class SignalTakesAll(ProductRule):
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         return _shared(step, relevance, _equal(step, self.receives(len(step.taken), step.factors)))
 
+    def as_function(self, step: Step) -> Function | None:
+        return _weighed(step, _equal(step, self.receives(len(step.taken), step.factors)))
+
     def receives(self, count: int, factors: Factors) -> tuple[int, ...]:
         gates = factors.gates if factors.kind < 4 or self.readouts else ()
         return _but(count, {*gates, *factors.statistics}) or _but(count, factors.statistics) or tuple(range(count))
@@ -50,6 +53,9 @@ class Uniform(ProductRule):
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         return _shared(step, relevance, _equal(step, self.receives(len(step.taken), step.factors)))
+
+    def as_function(self, step: Step) -> Function | None:
+        return _weighed(step, _equal(step, self.receives(len(step.taken), step.factors)))
 
     def receives(self, count: int, factors: Factors) -> tuple[int, ...]:
         return _but(count, factors.statistics) or tuple(range(count))
@@ -72,6 +78,31 @@ def _equal(step: Step, receivers: tuple[int, ...]) -> dict[int, float]:
     weights = {i: 1 / halves for i in weights}
     weights |= {where[position]: 1 / (halves * len(scores)) for position in scores}
     return weights | ({where[3]: 1 / halves} if 3 in where else {})
+
+
+class _Weigh(torch.autograd.Function):
+    """x, whose gradient is multiplied by a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0] * ctx.weight, None
+
+
+def _weighed(step: Step, weights: Mapping[int, float]) -> Function:
+    """The product with its derivatives weighed: at the output where all weigh the same."""
+    different = set(weights.values())
+    if different == {1.0}:
+        return step.function
+    if len(different) == 1:
+        return lambda *xs: _Weigh.apply(step.function(*xs), *different)
+    return lambda *xs: step.function(
+        *(x if weights.get(i, 1.0) == 1 else _Weigh.apply(x, weights[i]) for i, x in enumerate(xs))
+    )
 
 
 def _shared(step: Step, relevance: Relevance, weights: Mapping[int, float]) -> Redistribution:
@@ -116,6 +147,9 @@ class StatisticConstant(Rule):
     """
 
     roles: ClassVar[tuple[Role, ...]] = ("normalization",)
+
+    def as_function(self, step: Step) -> Function | None:
+        return step.linearized
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         function = step.linearized

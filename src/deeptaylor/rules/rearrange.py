@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops import Role
-from ..step import Step
+from ..step import Function, Step
 from .base import Redistribution, Relevance, Rule
 
 
@@ -24,9 +24,8 @@ class RearrangeRule(Rule):
 class Move(RearrangeRule):
     """Relevance goes where the value came from; what sits on a constant (padding, a parameter) is booked."""
 
-    @property
-    def reads_values(self) -> bool:
-        return False
+    def as_function(self, step: Step) -> Function | None:
+        return step.function
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         messages = tuple(Relevance(g, relevance.product) for g in step.vjp(relevance.tensor))

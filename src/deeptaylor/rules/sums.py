@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops import Role
-from ..step import Step
+from ..step import Function, Step
 from .base import Cause, Redistribution, Relevance, Rule, taken
 from .pooling import share_by
 
@@ -30,9 +30,9 @@ class Proportional(Rule):
     bias: Literal["absorb", "ignore"] = "absorb"
     roles: ClassVar[tuple[Role, ...]] = ("sum", "rearrange")
 
-    @property
-    def reads_values(self) -> bool:
-        return self.epsilon > 0 or self.bias != "absorb"
+    def as_function(self, step: Step) -> Function | None:
+        passes = step.op.role == "sum" and self.epsilon == 0 and self.bias == "absorb"
+        return step.function if passes else None
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         if step.op.role == "rearrange":
