@@ -6,7 +6,7 @@ A graph holds no tensor values of the model: parameters are named, and looked up
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -57,7 +57,35 @@ class Node:
 
     def refs(self) -> list[str]:
         """Names of the nodes this one reads, in the order of its arguments, repeats included."""
-        return [leaf.name for leaf in pytree.tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Ref)]
+        return [leaf.name for leaf in self.leaves if isinstance(leaf, Ref)]
+
+    @cached_property
+    def leaves(self) -> tuple[Any, ...]:
+        """All that stands in `args` and `kwargs`, containers taken apart."""
+        return tuple(self._flat[0])
+
+    @cached_property
+    def _flat(self) -> tuple[list[Any], Any]:
+        return pytree.tree_flatten((self.args, dict(self.kwargs)))
+
+    @cached_property
+    def _names(self) -> tuple[str, ...] | None:
+        """Names of the keyword arguments; None where an argument is a container."""
+        plain = len(self.leaves) == len(self.args) + len(self.kwargs)
+        plain &= not any(isinstance(value, list | tuple | Mapping) for value in (*self.args, *self.kwargs.values()))
+        return tuple(self.kwargs) if plain else None
+
+    def filled(self, leaves: Sequence[Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """(args, kwargs) with these leaves."""
+        if self._names is None:
+            args, kwargs = pytree.tree_unflatten(leaves, self._flat[1])
+            return args, kwargs
+        own = len(self.args)
+        return leaves[:own], dict(zip(self._names, leaves[own:], strict=True))
+
+    def values(self, env: Mapping[str, Any]) -> list[Any]:
+        """The leaves, what they stand for in place of names."""
+        return [env[leaf.name] if isinstance(leaf, Ref) else leaf for leaf in self.leaves]
 
 
 @dataclass(frozen=True)

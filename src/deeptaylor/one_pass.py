@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from .graph import is_getitem, lookup
+from .graph import is_getitem
 from .plan import Plan
 from .propagate import as_wide, filled, operation_of
 from .rules import Relevance
@@ -70,22 +69,20 @@ def one_pass(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor])
     for i, node in enumerate(plan.graph):
         if node.name in fixed:
             continue
-        args, kwargs = as_wide(lookup(node.args, env), lookup(dict(node.kwargs), env))
+        values = as_wide(node.values(env))
         assignment = plan.assignments.get(node.name)
-        if assignment is None:
-            with torch.no_grad():
+        if assignment is None or is_getitem(node):
+            args, kwargs = node.filled(values)
+            with torch.set_grad_enabled(assignment is not None):
                 env[node.name] = node.op(*args, **kwargs)
-        elif is_getitem(node):
-            env[node.name] = node.op(*args, **kwargs)
         else:
-            values, spec = pytree.tree_flatten((args, kwargs))
             xs = [values[i] for i in assignment.leaves]
             if any(isinstance(x, Tensor) and (x.dtype in HALF or x.is_complex()) for x in values):
                 return None
             values = [value.detach() if isinstance(value, Tensor) else value for value in values]
             op = assignment.place.op
-            function = filled(operation_of(node), values, spec, assignment.leaves)
-            linearized = None if op.linearized is None else filled(op.linearized, values, spec, assignment.leaves)
+            function = filled(operation_of(node), node, values, assignment.leaves)
+            linearized = None if op.linearized is None else filled(op.linearized, node, values, assignment.leaves)
             step = Step(node, op, function, tuple(xs), None, linearized=linearized, factors=assignment.factors)
             function = assignment.rule.as_function(step) or function
             kept = {assignment.leaves[n] for n in assignment.receives}

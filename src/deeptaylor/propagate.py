@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from .errors import DeepTaylorError
 from .forms import arguments_of
-from .graph import Node, is_getitem, lookup
+from .graph import Node, is_getitem
 from .plan import Assignment, Plan
 from .rules import Redistribution, Relevance, Rule
 from .rules.gradient import HeldConstant
@@ -60,15 +59,16 @@ def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor], 
         for i, node in enumerate(plan.graph):
             if node.name in fixed:
                 continue
-            args, kwargs = as_wide(lookup(node.args, env), lookup(dict(node.kwargs), env))
+            leaves = as_wide(node.values(env))
             assignment = plan.assignments.get(node.name)
             if assignment is None or is_getitem(node):
+                args, kwargs = node.filled(leaves)
                 env[node.name] = node.op(*args, **kwargs)
                 if assignment is not None or node.name in origins:
                     picked[node.name] = _wide(env[node.name])
             else:
                 cache = plan.caches.setdefault(node.name, Cache()) if assignment.steady else Cache()
-                step, env[node.name] = _step(node, assignment, args, kwargs, cache)
+                step, env[node.name] = _step(node, assignment, leaves, cache)
                 sources = [steps.get(name) for name in _sources(node, assignment)]
                 steps[node.name] = lightened(step, sources, not full and assignment.rule.as_function(step) is not None)
             for name in set(node.refs()):
@@ -80,28 +80,26 @@ def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor], 
     return Forward(steps, values, output, explained)
 
 
-def as_wide(args: Any, kwargs: Any) -> tuple[Any, Any]:
+def as_wide(leaves: list[Any]) -> list[Any]:
     """Arguments that do not narrow float64: a cast to float32 would leave the ledger open by its rounding."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
     if any(isinstance(leaf, torch.dtype) for leaf in leaves) and any(
         isinstance(leaf, Tensor) and leaf.dtype == torch.float64 for leaf in leaves
     ):
-        leaves = [torch.float64 if isinstance(leaf, torch.dtype) and leaf in NARROW else leaf for leaf in leaves]
-        args, kwargs = pytree.tree_unflatten(leaves, spec)
-    return args, kwargs
+        return [torch.float64 if isinstance(leaf, torch.dtype) and leaf in NARROW else leaf for leaf in leaves]
+    return leaves
 
 
-def _step(node: Node, assignment: Assignment, args: Any, kwargs: Any, cache: Cache) -> tuple[Step, Any]:
+def _step(node: Node, assignment: Assignment, leaves: list[Any], cache: Cache) -> tuple[Step, Any]:
     """The step of one operation, and the value that it passes on."""
     op = assignment.place.op
-    leaves, spec = pytree.tree_flatten((args, kwargs))
     further: list[Any] = []
     half = any(isinstance(leaf, Tensor) and leaf.dtype in HALF for leaf in leaves)
+    args, kwargs = node.filled(leaves)
     value = node.op(*args, **kwargs) if half or op.role == "affine" else None
     leaves = [_wide(leaf) for leaf in leaves]  # relevance is carried in float32 at least
 
     def call(operation: Callable[..., Any]) -> Callable[..., Any]:
-        whole = filled(operation, leaves, spec, assignment.leaves)
+        whole = filled(operation, node, leaves, assignment.leaves)
 
         def function(*xs: Tensor) -> Any:
             result = whole(*xs)
@@ -124,7 +122,7 @@ def _step(node: Node, assignment: Assignment, args: Any, kwargs: Any, cache: Cac
         "cache": cache,
     }
     if op.form is not None:
-        wide_args, wide_kwargs = pytree.tree_unflatten(leaves, spec)
+        wide_args, wide_kwargs = node.filled(leaves)
         affine = op.form.build(arguments_of(node.op, wide_args, wide_kwargs), assignment.data)
         z = value if not half else function(*xs)
         _forget(leaves, assignment)
@@ -149,14 +147,14 @@ def operation_of(node: Node) -> Callable[..., Any]:
     return torch.ops.aten.alias.default if copies else node.op
 
 
-def filled(operation: Callable[..., Any], leaves: list[Any], spec: Any, where: Sequence[int]) -> Callable[..., Any]:
+def filled(operation: Callable[..., Any], node: Node, leaves: list[Any], where: Sequence[int]) -> Callable[..., Any]:
     """The operation as a function of the arguments at the leaves `where`, everything else as it is in `leaves`."""
 
     def function(*xs: Tensor) -> Any:
         whole = list(leaves)
         for leaf, x in zip(where, xs, strict=True):
             whole[leaf] = x
-        args, kwargs = pytree.tree_unflatten(whole, spec)
+        args, kwargs = node.filled(whole)
         return operation(*args, **kwargs)
 
     return function
@@ -244,8 +242,7 @@ def _into_slot(plan: Plan, run: Forward, relevance: dict[str, Any], node: Node) 
 
 
 def _sources(node: Node, assignment: Assignment) -> list[str]:
-    leaves = pytree.tree_leaves((node.args, dict(node.kwargs)))
-    return [leaves[i].name for i in assignment.leaves]
+    return [node.leaves[i].name for i in assignment.leaves]
 
 
 def _add(relevance: dict[str, Any], name: str, message: Relevance, run: Forward) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..facts import facts_of
 from ..graph import Graph, Node, lookup
@@ -127,18 +126,17 @@ class Pieces:
 
     def _call(self, node: Node, values: Mapping[str, Any]) -> tuple[Any, Any, Callable[..., Any], tuple[Tensor, ...]]:
         """(args, kwargs, the operation as a function of what depends on the source, those values)."""
-        leaves, spec = pytree.tree_flatten((node.args, dict(node.kwargs)))
         moving = self.facts[node.name].leaves
-        filled = [lookup(leaf, values) for leaf in leaves]
+        filled = node.values(values)
 
         def call(*xs: Tensor) -> Any:
             own = list(filled)
             for leaf, x in zip(moving, xs, strict=True):
                 own[leaf] = x
-            args, kwargs = as_wide(*pytree.tree_unflatten(own, spec))
+            args, kwargs = node.filled(as_wide(own))
             return node.op(*args, **kwargs)
 
-        args, kwargs = pytree.tree_unflatten(filled, spec)
+        args, kwargs = node.filled(filled)
         return args, kwargs, call, tuple(filled[i] for i in moving)
 
     def run(self, points: Tensor, see: See | None = None, real: bool = False) -> Tensor:
@@ -259,6 +257,6 @@ def all_values(graph: Graph, state: Mapping[str, Tensor], inputs: Mapping[str, A
     values |= widened({name: state[qualified] for name, qualified in graph.parameters.items()})
     with torch.no_grad():
         for node in graph:
-            args, kwargs = as_wide(lookup(node.args, values), lookup(dict(node.kwargs), values))
+            args, kwargs = node.filled(as_wide(node.values(values)))
             values[node.name] = node.op(*args, **kwargs)
     return values
