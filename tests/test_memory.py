@@ -38,8 +38,9 @@ class Rotated(nn.Module):
 
     def rotate(self, x: Tensor) -> Tensor:
         angle = torch.arange(x.shape[-2])[:, None] / (1 + torch.arange(x.shape[-1]))
+        cos, sin = angle.cos().to(x), angle.sin().to(x)
         left, right = x.chunk(2, -1)
-        return x * angle.cos() + torch.cat([-right, left], -1) * angle.sin()
+        return x * cos + torch.cat([-right, left], -1) * sin
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x)
