@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from .forms import arguments_of
 from .graph import Graph, Node, Ref, is_getitem
+from .local_response import join_local_response
 
 aten = torch.ops.aten
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
@@ -24,7 +25,7 @@ _FOLDABLE = (
 
 def canonize(graph: Graph) -> Graph:
     """All passes, in order."""
-    return fold_batch_norm(open_writes(split_moments(graph)))
+    return fold_batch_norm(join_local_response(join_softmax(open_writes(split_moments(graph)))))
 
 
 _MOMENTS: dict[Any, Any] = {
@@ -53,6 +54,26 @@ def split_moments(graph: Graph) -> Graph:
         if node.name not in moments:
             nodes.append(node)
     return replace(graph, nodes=tuple(nodes))
+
+
+def join_softmax(graph: Graph) -> Graph:
+    """exp(y) / Σ exp(y), written out, as the softmax that it is."""
+    joined = {}
+    for node in graph:
+        parts = [graph.index.get(arg.name) if isinstance(arg, Ref) else None for arg in node.args]
+        if node.op is not aten.div.Tensor or None in parts:
+            continue
+        above, below = parts
+        if above is None or below is None or above.op is not aten.exp.default:
+            continue
+        if below.op is aten.sum.dim_IntList and below.args[0] == node.args[0]:
+            arguments = arguments_of(below.op, below.args, below.kwargs)
+            dims = list(arguments["dim"] or ())
+            if len(dims) == 1 and arguments["keepdim"] and arguments["dtype"] is None:
+                joined[node.name] = replace(node, op=aten.softmax.int, args=(above.args[0], *dims), kwargs={})
+    if not joined:
+        return graph
+    return replace(graph, nodes=tuple(joined.get(node.name, node) for node in graph)).without_dead_nodes()
 
 
 def open_writes(graph: Graph) -> Graph:

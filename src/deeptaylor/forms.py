@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .affine import Affine, Convolution, LeftMatmul, Linear, RightMatmul, VectorProduct
+from .local_response import LOCAL_RESPONSE, held
 
 aten = torch.ops.aten
 Arguments = Mapping[str, Any]
@@ -169,4 +170,5 @@ LINEARIZED: dict[Any, Callable[..., Tensor]] = {
     aten.rms_norm.default: _rms_norm,
     aten.group_norm.default: _group_norm,
     aten.instance_norm.default: _instance_norm,
+    LOCAL_RESPONSE: held,
 }

@@ -16,6 +16,7 @@ from .base import Relevance as Relevance
 from .base import Rule as Rule
 from .gradient import Gradient as Gradient
 from .gradient import HeldConstant as HeldConstant
+from .local_response import LocalResponseTaylor as LocalResponseTaylor
 from .pooling import PNorm as PNorm
 from .pooling import WinnerTakesAll as WinnerTakesAll
 from .product import ProportionalProduct as ProportionalProduct
