@@ -188,3 +188,30 @@ def test_twenty_rows_of_the_published_script_come_out_alike():
         network, x, target=0, composite=dt.composites.deep_taylor(logits=dt.rules.ZPlus()), inner=["relu"]
     )
     assert torch.allclose(rigorous_study.z_plus_relevance(network, x[0]), result.inner["relu"][0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_composite_decomposes_at_the_exact_root() -> None:
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3)).eval().double()
+    x = torch.rand(2, 5, dtype=torch.double)
+    explainer = dt.Explainer(net, x, composite="exact-root")
+    result = explainer(x, target=torch.tensor([[0, 1], [2, 0]]), ledger=True)
+    assert result.relevance.shape == (2, 2, 5)
+    for k, target in enumerate(([0, 2], [1, 0])):
+        root = dt.nearest_root(net, x, region="exact", target=target)
+        torch.testing.assert_close(result.relevance[:, k], root.relevance)
+    torch.testing.assert_close(result.ledger.inputs, result.output.gather(1, result.target))
+    assert result.ledger.gap.abs().max() < 1e-9
+
+
+def test_the_composite_says_where_there_is_no_root_and_where_there_are_no_regions() -> None:
+    always = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).eval()
+    with torch.no_grad():
+        always[2].weight.fill_(1.0)
+        always[2].bias.fill_(1.0)
+    with pytest.raises(dt.errors.InputError, match="no root in its linear region"):
+        dt.explain(always, torch.rand(1, 2), composite="exact-root")
+    with pytest.raises(dt.errors.InputError, match="gelu"):
+        dt.explain(
+            nn.Sequential(nn.Linear(2, 2), nn.GELU(), nn.Linear(2, 1)).eval(), torch.rand(1, 2), composite="exact-root"
+        )

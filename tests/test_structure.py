@@ -18,7 +18,7 @@ ORDER = [
     "demo_sentiment", "demo_texts", "demo_language", "demo_pages", "demo", "audit", "nearest", "taylor_demo", "taylor_cli", "demo_cli", "cli", "__main__",
 ]  # fmt: skip
 # Imported where used, not at import: a rule finds its root points, an attribution draws itself.
-LATE = {("rules", "roots"), ("attribution", "plots")}
+LATE = {("rules", "roots"), ("explainer", "audit"), ("attribution", "plots")}
 
 
 def _imports() -> list[tuple[str, str]]:

@@ -305,16 +305,30 @@ PRESETS: dict[str, Callable[..., Composite]] = {
 }
 
 
+EXACT_ROOT = "exact-root"
+
+
+def exact_root() -> Composite:
+    """Taylor decomposition of the whole score at the exact nearest root in the input's own region; see `audit`.
+
+    For piecewise linear networks; `bounds` are the domain that the root lies in.
+    """
+    return Composite(gradient_times_input().lines, EXACT_ROOT, "the gradient is that of the input's region")
+
+
 def by_name(name: str, bounds: tuple[Bound, Bound] | None = None) -> Composite | Chooser:
     """The preset of that name, with the input's bounds where it takes them; 'auto' needs the graph to choose.
 
     Raises:
         CompositeError: no preset has that name; the nearest is named.
     """
+    if name == EXACT_ROOT:
+        return exact_root()
     if name not in PRESETS:
-        near = difflib.get_close_matches(name.lower().replace("_", "-"), PRESETS, n=1, cutoff=0.3)
+        near = difflib.get_close_matches(name.lower().replace("_", "-"), (*PRESETS, EXACT_ROOT), n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise CompositeError(f"no composite is called {name!r}; {hint}The presets are {', '.join(PRESETS)}")
+        presets = ", ".join((*PRESETS, EXACT_ROOT))
+        raise CompositeError(f"no composite is called {name!r}; {hint}The presets are {presets}")
     if name == "auto":
         return partial(auto, bounds=bounds)
     if bounds is not None and name in ("deep-taylor", "epsilon-gamma-box"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ._version import __version__
 from .attribution import Attribution
-from .composites import Bound, Chooser, Composite, by_name, single_rule
+from .composites import EXACT_ROOT, Bound, Chooser, Composite, by_name, single_rule
 from .errors import CompositeError, InputError, NonFiniteRelevance, RelevanceWarning
 from .inputs import Call, Model, batch_size, bind, check_inputs, check_model, explained_names
 from .ledger import Bookkeeper, Ledger, LedgerRow, Watch, can_batch, merge
@@ -106,6 +106,14 @@ class Explainer:
         """
         call = self._call(inputs, kwargs)
         plan = self._plan(call)
+        if plan.composite.name != EXACT_ROOT:
+            return self._by_rules(call, plan, target, ledger, inner)
+        from .audit.at_root import at_exact_root
+
+        result = self._by_rules(call, plan, target, False, inner)
+        return at_exact_root(self, call, target, result, self._bounds, ledger)
+
+    def _by_rules(self, call: Call, plan: Plan, target: Target, ledger: bool, inner: Sequence[str]) -> Attribution:
         with plain_torch():
             tensors = {name: t.detach().clone() if t.is_inference() else t.detach() for name, t in call.tensors.items()}
             given = isinstance(target, Tensor) and target.is_floating_point()  # R and not c: divided by values
