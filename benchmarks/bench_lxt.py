@@ -86,7 +86,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     maps = {key: run() for key, run in runs.items()}
     ratios = bench.timed(runs, rounds)
     base = bench.peak(gradient)
-    cosine = torch.cosine_similarity(maps["attn-lrp"].flatten(), maps["LXT"].flatten(), 0)
+    cosine = torch.cosine_similarity(*(maps[key].double().flatten() for key in ("attn-lrp", "LXT")), dim=0)
     return {
         "model": name,
         "rounds": rounds,

@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .graph import is_getitem
-from .plan import Plan
+from .graph import Node
+from .plan import Assignment, Plan
 from .propagate import as_wide, filled, operation_of
 from .rules import Relevance
-from .step import HALF, Step
+from .step import HALF, Function, Step
+
+STEPWISE = frozenset((*HALF, torch.complex64, torch.complex128))
+"""Types of values that need the steps."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,6 @@ def one_pass(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor])
         return None
     env = plan.constants(state) | dict(inputs)
     fixed, origins = set(plan.fixed), {node for source in plan.sources for node in source.nodes}
-    last_use = {name: i for i, node in enumerate(plan.graph) for name in node.refs()}
     leaves: dict[str, Tensor] = {}
 
     def leaf(name: str) -> None:
@@ -71,30 +73,43 @@ def one_pass(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor])
             continue
         values = as_wide(node.values(env))
         assignment = plan.assignments.get(node.name)
-        if assignment is None or is_getitem(node):
+        if assignment is None:
             args, kwargs = node.filled(values)
-            with torch.set_grad_enabled(assignment is not None):
+            with torch.no_grad():
                 env[node.name] = node.op(*args, **kwargs)
         else:
-            xs = [values[i] for i in assignment.leaves]
-            if any(isinstance(x, Tensor) and (x.dtype in HALF or x.is_complex()) for x in values):
+            carrying = assignment.leaves
+            if any(isinstance(value, Tensor) and value.dtype in STEPWISE for value in values):
                 return None
-            values = [value.detach() if isinstance(value, Tensor) else value for value in values]
-            op = assignment.place.op
-            function = filled(operation_of(node), node, values, assignment.leaves)
-            linearized = None if op.linearized is None else filled(op.linearized, node, values, assignment.leaves)
-            step = Step(node, op, function, tuple(xs), None, linearized=linearized, factors=assignment.factors)
-            function = assignment.rule.as_function(step) or function
-            kept = {assignment.leaves[n] for n in assignment.receives}
-            xs = [x if n in kept else x.detach() for n, x in zip(assignment.leaves, xs, strict=True)]
+            xs = [values[n] for n in carrying]
+            for n, value in enumerate(values):
+                if n not in carrying and isinstance(value, Tensor) and value.requires_grad:
+                    values[n] = value.detach()
             with torch.enable_grad():
-                env[node.name] = function(*xs)
+                if node.name in plan.plain:
+                    args, kwargs = node.filled(values)
+                    env[node.name] = operation_of(node)(*args, **kwargs)
+                else:
+                    env[node.name] = _function(node, assignment, values, xs)(
+                        *(x if n in assignment.receives else x.detach() for n, x in enumerate(xs))
+                    )
         if node.name in origins:
             leaf(node.name)
-        for name in set(node.refs()):
-            if last_use[name] == i and name != plan.graph.output.name:
-                del env[name]
+        for name in plan.last_reads[i]:
+            del env[name]
     output = env[plan.graph.output.name]
-    if not output.requires_grad or output.dtype in HALF or output.is_complex():
+    if not output.requires_grad or output.dtype in STEPWISE:
         return None
     return OnePass(leaves, output, {name: inputs[name] for name in plan.explained})
+
+
+def _function(node: Node, assignment: Assignment, values: list[Any], xs: list[Tensor]) -> Function:
+    """The function whose derivative the rule is."""
+    op = assignment.place.op
+    own, linearized = (
+        None if operation is None else filled(operation, node, values, assignment.leaves)
+        for operation in (operation_of(node), op.linearized)
+    )
+    assert own is not None
+    step = Step(node, op, own, tuple(xs), None, linearized=linearized, factors=assignment.factors)
+    return assignment.rule.as_function(step) or own

@@ -115,6 +115,26 @@ class Plan:
             is_getitem(a.place.node) or a.rule.as_function(_bare(a)) is not None for a in self.assignments.values()
         )
 
+    @cached_property
+    def plain(self) -> frozenset[str]:
+        """Operations whose rule is their own derivative, towards everything that carries relevance."""
+        return frozenset(
+            name
+            for name, a in self.assignments.items()
+            if is_getitem(a.place.node)
+            or (a.rule.as_function(_bare(a)) is _nothing and len(a.receives) == len(a.leaves))
+        )
+
+    @cached_property
+    def last_reads(self) -> tuple[tuple[str, ...], ...]:
+        """For every operation, the values that none reads afterwards; the output stays."""
+        last = {name: i for i, node in enumerate(self.graph) for name in node.refs()}
+        done: list[list[str]] = [[] for _ in self.graph.nodes]
+        for name, i in last.items():
+            if name != self.graph.output.name:
+                done[i].append(name)
+        return tuple(map(tuple, done))
+
     @property
     def rows(self) -> tuple[Row, ...]:
         """The lines of the printed plan."""

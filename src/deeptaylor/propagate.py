@@ -52,7 +52,6 @@ def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor], 
     env = plan.constants(state) | dict(inputs)
     fixed = set(plan.fixed)
     origins = {node for source in plan.sources for node in source.nodes}
-    last_use = {name: i for i, node in enumerate(plan.graph) for name in node.refs()}
     steps: dict[str, Step] = {}
     picked: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -71,9 +70,8 @@ def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor], 
                 step, env[node.name] = _step(node, assignment, leaves, cache)
                 sources = [steps.get(name) for name in _sources(node, assignment)]
                 steps[node.name] = lightened(step, sources, not full and assignment.rule.as_function(step) is not None)
-            for name in set(node.refs()):
-                if last_use[name] == i and name != plan.graph.output.name:
-                    del env[name]
+            for name in plan.last_reads[i]:
+                del env[name]
     output = env[plan.graph.output.name]
     explained = {name: inputs[name] for name in plan.explained}
     values = picked | {name: step.made for name, step in steps.items()} | {n: _wide(x) for n, x in explained.items()}
