@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import coverage
@@ -24,7 +24,8 @@ Made by
 
     {command}
 
-with {environment}. The whole table took {minutes:.0f} minutes.
+with {environment}. The whole table took {minutes:.0f} minutes; its
+rows are of {versions} states of the sources, named in the JSON beside them.
 
 * **trace**: seconds to trace, check and plan in float32, on a shared machine. **ops**: operations in the plan. **auto chose**: the composite.
 * **ledger**: log10 of the gap |Σ inputs + Σ absorbed - explained| as a share of max(|explained|, Σ|R|/1000), the worst of {batch} samples, float32 /
@@ -45,6 +46,7 @@ def table(
     closed: Mapping[str, float],
     gradient: float,
     missing: Mapping[str, list[str]],
+    waiting: Sequence[str] = (),
 ) -> str:
     """The page.
 
@@ -55,6 +57,7 @@ def table(
         closed: by dtype, the largest gap of a ledger that closes.
         gradient: the largest difference to autograd.
         missing: by library, families of which no model is among the rows.
+        waiting: models on the list without a row.
     """
     by_model: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -68,6 +71,7 @@ def table(
         command=command,
         environment=", ".join(f"{name} {version}" for name, version in environment.items()),
         minutes=sum(row["seconds"] for row in rows) / 60,
+        versions=len({(row["library"], row["source"]) for row in rows}),
         batch=models.BATCH,
         single=float(coverage._log(closed["float32"])),
         double=float(coverage._log(closed["float64"])),
@@ -81,6 +85,8 @@ def table(
     reasons = [f"* {_name(row)}, {row['dtype']}: {reason}" for row in rows for reason in row["failures"]]
     absent = [f"* {library}: no model of {', '.join(names)}." for library, names in missing.items() if names]
     lines += [*reasons, *absent] or ["Nothing here."]
+    if waiting:
+        lines += ["", "## On the list but not run", "", ", ".join(waiting) + "."]
     return head + "\n".join(lines) + "\n"
 
 

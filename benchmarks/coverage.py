@@ -256,7 +256,7 @@ explanations, and {passing} of {models} models pass every check. Made by
 
     {command}
 
-with {environment}.
+with {environment}; the rows are of {versions} state(s) of the sources, named in the JSON beside them.
 
 * A composite's column: log10 of the gap |Σ inputs + Σ absorbed - explained| as a share of max(|explained|, Σ|R|/1000),
   the worst of {batch} images, float32 / float64. Required: at most -4 / -9.
@@ -285,6 +285,7 @@ def table(rows: list[Row]) -> str:
         command=COMMAND,
         environment=", ".join(f"{name} {version}" for name, version in _environment().items()),
         batch=models.BATCH,
+        versions=len({row["source"] for row in rows}),
         noise=NOISE,
         copies=COPIES,
     )
@@ -337,18 +338,29 @@ def _log(number: float | None) -> str:
     return "0" if number == 0 else f"{math.log10(number):.0f}"
 
 
+def _page() -> None:
+    """docs/coverage.md, from the models whose two rows are there."""
+    held = {_key(row): row for row in json.loads(RESULTS.read_text())["rows"]}
+    pairs = [[held.get(f"{case} {dtype}") for dtype in DTYPES] for case in models.CASES]
+    TABLE.write_text(table([row for pair in pairs if None not in pair for row in pair if row is not None]))
+
+
 def main() -> int:
     """Runs the chosen models; writes the table where all were chosen."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="models by name, e.g. resnet18 or timm:resnet18")
     parser.add_argument("--slice", choices=SLICES, help="a short, varied list of models")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    parser.add_argument("--page", action="store_true", help="write the page of the rows that are there; run nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.page:
+        _page()
+        return 0
     chosen = arguments.only or SLICES.get(arguments.slice)
     rows = run(models.find(chosen) if chosen else models.CASES, fresh=arguments.fresh)
     if not chosen:
-        TABLE.write_text(table(rows))
+        _page()
     failures = [f"{row['model']} {row['dtype']}: {reason}" for row in rows for reason in row["failures"]]
     print(f"\n{len(rows)} runs, {len(failures)} failures", *failures, sep="\n  ")
     return bool(failures)

@@ -269,6 +269,16 @@ def environment() -> dict[str, str]:
     return {**known, "transformers": transformers.__version__, "machine": known["machine"]}
 
 
+def _page() -> None:
+    """docs/architectures.md, from the models whose two rows are there."""
+    held = {_key(row): row for row in json.loads(RESULTS.read_text())["rows"]}
+    keys = {str(case): [f"{case} {dtype}" for dtype in coverage.DTYPES] for case in architectures.CASES}
+    waiting = [name for name, pair in keys.items() if not all(key in held for key in pair)]
+    rows = [held[key] for name, pair in keys.items() if name not in waiting for key in pair]
+    given = {"command": COMMAND, "environment": environment(), "missing": architectures.missing(), "waiting": waiting}
+    TABLE.write_text(table(rows, closed=CLOSED, gradient=GRADIENT, **given))
+
+
 def main() -> int:
     """Runs the chosen models; writes the table where all were chosen."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -277,13 +287,16 @@ def main() -> int:
     )
     parser.add_argument("--slice", choices=SLICES, help="a short, varied list of models")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    parser.add_argument("--page", action="store_true", help="write the page of the rows that are there; run nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.page:
+        _page()
+        return 0
     chosen = arguments.only or SLICES.get(arguments.slice)
     rows = run(architectures.find(chosen) if chosen else architectures.CASES, fresh=arguments.fresh)
     if not chosen:
-        given = {"command": COMMAND, "environment": environment(), "missing": architectures.missing()}
-        TABLE.write_text(table(rows, closed=CLOSED, gradient=GRADIENT, **given))
+        _page()
     failures = [
         f"{row['library']}:{row['model']} {row['dtype']}: {reason}" for row in rows for reason in row["failures"]
     ]
