@@ -33,6 +33,10 @@ class Relevance:
         """R, given the value of the tensor that it belongs to."""
         return taken(self.tensor, value) if self.product else self.tensor
 
+    def booked(self, value: Tensor) -> Tensor:
+        """R in float64, for the ledger: where R is large beside what is explained, one rounding of it would show."""
+        return taken(self.tensor.double(), value.double()) if self.product else self.tensor.double()
+
     def over(self, z: Tensor, value: Tensor, epsilon: Tensor | float) -> Tensor:
         """R / (z + epsilon·sign(z)), and 0 where that is 0/0 or a division by exactly 0.
 

@@ -74,7 +74,7 @@ class PositiveProportional(Rule):
         z = step.memo.get("z⁺", lambda: step.function(*(x.clamp(min=0) for x in step.xs)))
         s = relevance.over(z, step.z, 0.0)
         messages = tuple(Relevance(g * (x > 0), product=True) for g, x in zip(step.vjp(s), step.xs, strict=True))
-        return Redistribution(messages, {"rule": lambda: relevance.total(step.z) - s * z})
+        return Redistribution(messages, {"rule": lambda: relevance.booked(step.z) - s.double() * z.double()})
 
     def _one_to_one(self, step: Step, relevance: Relevance) -> Redistribution:
         """One summand and a constant: all relevance goes to the summand where its contribution is positive."""
