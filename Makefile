@@ -52,9 +52,10 @@ types: $(VENV)/.dev  ## type check, strict
 
 check: lint types test  ## what has to pass before a change lands
 
-slices: $(ZOO)/.done  ## real architectures, a short list: slices of `make coverage` for CI
+slices: $(ZOO)/.done $(ZOO)/.onnx  ## real architectures, a short list: slices of `make coverage` and `make onnx` for CI
 	$(ZOO)/bin/python benchmarks/coverage.py --slice ci $(FRESH)
 	$(ZOO)/bin/python benchmarks/everything.py --slice ci $(FRESH)
+	$(ZOO)/bin/python -m pytest -q tests/test_onnx.py benchmarks/test_onnx_roundtrip.py
 
 language: $(ZOO)/.done  ## decoders, tokenizers, text heads and image towers of transformers; their second derivatives
 	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py benchmarks/test_text_models.py
@@ -71,8 +72,9 @@ reproductions: $(VENV)/.test  ## the papers' tables, measured again; writes docs
 	$(PIP) -e '.[reproduce]'
 	$(PY) benchmarks/reproductions.py $(if $(DATA),--data $(DATA))
 
-bench: $(ZOO)/.done  ## what attention models cost against gradient x input; writes docs/bench.md
+bench: $(ZOO)/.done $(PEERS)/.done  ## what attention models cost against gradient x input and LXT; writes docs/bench.md
 	$(ZOO)/bin/python benchmarks/bench.py
+	$(PEERS)/bin/python benchmarks/bench_lxt.py
 
 sentiment: $(VENV)/.llm  ## do the words that relevance names move the sentiment models? writes docs/sentiment.md (an hour)
 	$(PY) benchmarks/sentiment.py cnn
@@ -154,6 +156,8 @@ $(PEERS)/.done: $(VENV)/.test
 	$(PEERS)/bin/python -m pip install $(PIP_OPTIONS) --no-deps torchvision
 	$(PEERS)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --ignore-requires-python zennit==1.0.0 captum==0.9.0 autolrp==0.2.0 lxt==2.1
 	$(PEERS)/bin/python -m pip install $(PIP_OPTIONS) scipy click tqdm pandas shapiq==1.4.1
+	# the transformers that LXT 2.1 changes functions of; the pins are for a later one
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_FLAGS) transformers==4.52.4
 	@touch $@
 
 define borrow
