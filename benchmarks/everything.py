@@ -171,6 +171,8 @@ def _torch(
 
     def grasp(module: nn.Module, ids: tuple[Any, ...], vectors: Tensor) -> Tensor:
         for name, given in inputs.items():
+            if name in looked_up:  # BART hands the words' ids to its table of positions too, after the words
+                continue
             if name.endswith("input_ids") and isinstance(ids[0], Tensor) and torch.equal(given, ids[0]):
                 looked_up[name] = vectors.detach().requires_grad_()
                 return looked_up[name]
