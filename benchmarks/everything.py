@@ -127,7 +127,9 @@ def _account(result: dt.Attribution) -> Row:
         "inner_gap": gap.max().item() / max(explained.max().item(), widest / len(total) / 1000),
         "widest": widest,
         "growth": (total / explained).max().item(),
-        "worst": ", ".join(f"{entry.op} {entry.source}" for entry in sorted(result.ledger.rows, key=_gap_of)[:1]),
+        "worst": ", ".join(
+            f"{entry.op} {_here(entry.source)}" for entry in sorted(result.ledger.rows, key=_gap_of)[:1]
+        ),
     }
 
 
@@ -214,7 +216,7 @@ def _is_ours(warning: warnings.WarningMessage) -> bool:
 
 
 def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {coverage._shorten(error)}".replace(str(coverage.ROOT), "").replace("|", "¦")
+    return _here(f"{type(error).__name__}: {coverage._shorten(error)}").replace("|", "¦")
 
 
 def _since(started: float) -> float:
@@ -252,6 +254,11 @@ def _write(known: dict[str, Row]) -> None:
     temporary = RESULTS.with_suffix(".part")
     temporary.write_text(json.dumps({"environment": environment(), "rows": list(known.values())}, indent=1) + "\n")
     temporary.replace(RESULTS)
+
+
+def _here(text: str) -> str:
+    """Paths as they are in any checkout."""
+    return text.replace(f"{coverage.ROOT}/", "")
 
 
 def _source_digest(library: str) -> str:
