@@ -249,3 +249,13 @@ def test_a_compiled_graph_is_refused_above_order_one_where_they_do_not() -> None
     with pytest.raises(dt.errors.InputError, match="scripted or exported"):
         dt.taylor_terms(graph, x, "zero", target=0)
     assert bool(dt.taylor_terms(graph, x, "zero", target=0, order=1).terms.any())
+
+
+def test_a_check_says_in_which_precision_it_was_made():
+    class Narrow(torch.nn.Module):
+        def forward(self, x):
+            return x.float().pow(3).sum(1)
+
+    x = torch.rand(1, 3)
+    assert {row.precision for row in dt.check_derivatives(lambda v: v.pow(3).sum(1), x.double())} == {"float64"}
+    assert {row.precision for row in dt.check_derivatives(Narrow().eval(), x)} == {"float32"}

@@ -54,6 +54,8 @@ class DerivativeRow:
     error: float
     """Relative error of the whole vector ∇²f v (D³f[v, v, ·])."""
     tolerance: float
+    precision: str
+    """What it was compared in: "float64", or the model's own where that can't run in float64."""
 
     @property
     def right(self) -> bool:
@@ -132,7 +134,7 @@ def _compare(f: Function, point: Tensor, v: Tensor, order: int) -> DerivativeRow
             best = min(best, (float((computed - difference).norm()) / size, float((difference * v).sum())))
             if best[0] <= tolerance:
                 break
-    return DerivativeRow(order, float((computed * v).sum()), best[1], best[0], tolerance)
+    return DerivativeRow(order, float((computed * v).sum()), best[1], best[0], tolerance, str(point.dtype)[6:])
 
 
 def _difference(f: Function, here: Tensor, point: Tensor, v: Tensor, h: float, order: int) -> Tensor:
