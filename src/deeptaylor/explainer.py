@@ -21,6 +21,7 @@ from .one_pass import OnePass, one_pass
 from .origin import graph_of, live_state, plain_torch
 from .plan import Plan, make_plan
 from .propagate import Forward, backward, forward
+from .rounding import is_open, left_open, rounded, wide, wide_plan
 from .rules import Relevance, Rule
 from .targets import Seeds, Target, resolve
 from .trace import Head
@@ -126,7 +127,23 @@ class Explainer:
                 result = self._one_by_one(call, target, inner)
                 _refuse_mixing(run.output, result.output)
                 return result
-            return self._explain(plan, run, seeds, ledger, inner, again)
+            result = self._explain(plan, run, seeds, ledger, inner, again)
+            return self._in_float64(plan, tensors, target, inner, result) if is_open(result) else result
+
+    def _in_float64(
+        self, plan: Plan, tensors: Mapping[str, Tensor], target: Target, inner: Sequence[str], first: Attribution
+    ) -> Attribution:
+        """The same explanation without float32's rounding, where that left its ledger open."""
+        same = first.target if isinstance(first.target, Tensor) and not first.target.is_floating_point() else target
+        try:
+            again = partial(forward, wide_plan(plan), wide(tensors), wide(live_state(self.model)), full=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RelevanceWarning)  # given in float32 already
+                run = again()
+                exact = self._explain(plan, run, resolve(same, run.output), True, inner, again)
+        except (RuntimeError, TypeError) as error:  # torch's: operations or devices without float64
+            return left_open(first, error)
+        return rounded(exact, first)
 
     def _call(self, inputs: Any, kwargs: Mapping[str, Any] | None) -> Call:
         check_model(self.model)
@@ -216,9 +233,8 @@ class Explainer:
             one = {name: t[n : n + 1] if t.dim() and t.shape[0] == batch else t for name, t in call.tensors.items()}
             single = Call(one, call.leaves, call.spec)
             plan = self._plan(single)
-            again = partial(
-                forward, plan, {name: t.detach() for name, t in one.items()}, live_state(self.model), full=True
-            )
+            tensors = {name: t.detach() for name, t in one.items()}
+            again = partial(forward, plan, tensors, live_state(self.model), full=True)
             run = again()
             own = (
                 target[n : n + 1]
@@ -226,7 +242,8 @@ class Explainer:
                 else target
             )
             own = [own[n]] if isinstance(own, list | tuple) and len(own) == batch else own
-            results.append(self._explain(plan, run, resolve(own, run.output), True, inner, again))
+            result = self._explain(plan, run, resolve(own, run.output), True, inner, again)
+            results.append(self._in_float64(plan, tensors, own, inner, result) if is_open(result) else result)
         return _concatenated(results)
 
 
@@ -365,6 +382,6 @@ def _concatenated(results: Sequence[Attribution]) -> Attribution:
         plan=first.plan,
         ledger=joined,
         inner={name: torch.cat([r.inner[name] for r in results]) for name in first.inner},
-        settings=first.settings,
+        settings={key: value for r in results for key, value in r.settings.items()},
         versions=first.versions,
     )
