@@ -34,8 +34,8 @@ class Cancels(nn.Module):
 
 def _missing(result: Attribution) -> float:
     assert result.ledger is not None
-    size = result.relevance.double().abs().sum(1) / 1000
-    gap = result.relevance.double().sum(1) + result.ledger.absorbed - result.explained.double()
+    size = result.relevance.double().flatten(1).abs().sum(1) / 1000
+    gap = result.relevance.double().flatten(1).sum(1) + result.ledger.absorbed - result.explained.double()
     return float((gap.abs() / torch.maximum(result.explained.double().abs(), size)).max())
 
 
@@ -78,7 +78,7 @@ def test_where_there_is_no_float64_the_gap_is_said(monkeypatch: pytest.MonkeyPat
     def refuse(values: object) -> dict[str, Tensor]:
         raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
 
-    model, x = Cancels().eval(), torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
+    model, x = Cancels().eval(), torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
     explainer = dt.Explainer(model, x, composite="epsilon-alpha2-beta1")
     monkeypatch.setattr("deeptaylor.explainer.wide", refuse)
     with pytest.warns(errors.RelevanceWarning, match="left so.*MPS"):
