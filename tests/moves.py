@@ -299,6 +299,7 @@ moves("2", {
     "linear, batch norm": lambda p, x: p.module(lambda: nn.Sequential(nn.Linear(x.shape[1], 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True)), x.shape[1])(x),
     "sort of columns": lambda p, x: x.t().sort(0)[0].t(),
     "weight norm": lambda p, x: p.module(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(x.shape[1], 4)), x.shape[1])(x),
+    "bilinear": lambda p, x: F.bilinear(x, x.sin(), p(3, x.shape[1], x.shape[1]), p(3)), "bilinear of one": lambda p, x: F.bilinear(x, p(1, 2).expand(x.shape[0], -1), p(3, x.shape[1], 2)),
     "bilinear form": lambda p, x: torch.einsum("ni,ijk,nj->nk", x, p(x.shape[1], x.shape[1], 3), x.sin()),
     "cosine": lambda p, x: F.cosine_similarity(x[:, None], p(3, x.shape[1]), dim=-1),
 })

@@ -200,6 +200,21 @@ def test_relevance_that_explodes_is_a_warning_with_the_line() -> None:
         )
 
 
+@pytest.mark.parametrize("composite", ["epsilon-plus", "gradient-times-input"])
+def test_values_written_to_one_place_are_refused_with_the_line(composite: str) -> None:
+    def scattered(x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x).scatter(1, (x > 9).long(), x)
+
+    def put(x: torch.Tensor) -> torch.Tensor:
+        y = torch.zeros_like(x)
+        y[:, [0, 1, 0]] = x
+        return y
+
+    for function in (scattered, put):
+        with pytest.raises(errors.InputError, match=r"test_bad_input\.py:\d+ writes several values to one place"):
+            dt.explain(function, torch.randn(2, 3), composite=composite)
+
+
 def test_an_operation_without_a_role_is_one_error_that_names_all_of_them() -> None:
     with pytest.raises(errors.UnsupportedOp) as caught:
         dt.explain(Sorts().eval(), torch.ones(2, 6))

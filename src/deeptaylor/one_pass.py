@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .graph import Node
 from .plan import Assignment, Plan
-from .propagate import as_wide, filled, operation_of
+from .propagate import as_wide, filled, operation_of, refuse_overwriting
 from .rules import Relevance
 from .step import HALF, Function, Step
 
@@ -88,6 +88,7 @@ def one_pass(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor])
             with torch.enable_grad():
                 if node.name in plan.plain:
                     args, kwargs = node.filled(values)
+                    refuse_overwriting(node, assignment.place.op, args, kwargs)
                     env[node.name] = operation_of(node)(*args, **kwargs)
                 else:
                     env[node.name] = _function(node, assignment, values, xs)(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from .errors import DeepTaylorError
 from .forms import FORMS, LINEARIZED, Arguments, Form, arguments_of
@@ -71,6 +72,8 @@ class Op:
     """Of several outputs only the first carries relevance."""
     refuse: Callable[[Arguments], str] | None = None
     """Why this very call can't be explained, or an empty string."""
+    written: Callable[[Arguments], Tensor] | None = None
+    """How often a call writes each place: where it is more than once, torch leaves open which value stays."""
 
 
 OPS: dict[Any, Op] = {}
@@ -133,6 +136,18 @@ def _active_attention_dropout(arguments: Arguments) -> str:
 
 def _training_norm(arguments: Arguments) -> str:
     return "batch statistics mix the samples of a batch; call model.eval()" if arguments.get("training") else ""
+
+
+def _scattered(arguments: Arguments) -> Tensor:
+    index = arguments["index"]
+    return torch.zeros_like(arguments["self"]).scatter_add(
+        arguments["dim"], index, torch.ones_like(index, dtype=arguments["self"].dtype)
+    )
+
+
+def _put(arguments: Arguments) -> Tensor:
+    zeros = torch.zeros_like(arguments["self"])
+    return aten.index_put.default(zeros, arguments["indices"], zeros.new_ones(()), True)  # its method takes no None
 
 
 SCALE = Op("sum", coefficients="single")
@@ -200,7 +215,7 @@ declare("rearrange", aten.expand_as.default, aten.type_as.default, nonnegative="
 declare(
     "rearrange",
     aten.index_put.default,
-    offset=True, instead=lambda arguments: GATHERED if arguments["accumulate"] else None,
+    offset=True, written=_put, instead=lambda arguments: GATHERED if arguments["accumulate"] else None,
 )  # fmt: skip
 declare(
     "rearrange",
@@ -211,10 +226,11 @@ declare("rearrange", aten.pad.default, aten.constant_pad_nd.default, offset=True
 declare(
     "rearrange",
     aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.masked_fill.Scalar,
-    aten.masked_fill.Tensor, aten.select_scatter.default, aten.slice_scatter.default, aten.scatter.src,
-    aten.scatter.value, aten.diagonal_scatter.default,
+    aten.masked_fill.Tensor, aten.select_scatter.default, aten.slice_scatter.default, aten.scatter.value,
+    aten.diagonal_scatter.default,
     offset=True,
 )  # fmt: skip
+declare("rearrange", aten.scatter.src, offset=True, written=_scattered)
 declare(
     "rearrange",
     aten.maximum.default, aten.minimum.default, aten.max.other, aten.min.other, aten.fmax.default, aten.fmin.default,
@@ -308,6 +324,7 @@ declare(
     refuse=_active_attention_dropout,
 )
 
+declare("product", aten.bilinear.default, offset=True, single=Op("sum", offset=True))
 declare("product", aten.var.correction, aten.var.dim, aten.var.default, degree=2, nonnegative=True)
 declare("product", aten.std.correction, aten.std.dim, aten.std.default, nonnegative=True)
 declare("product", aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, aten.norm.Scalar, nonnegative=True)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import DeepTaylorError
+from .errors import DeepTaylorError, InputError
 from .forms import arguments_of
 from .graph import Node, is_getitem
+from .ops import Op
 from .plan import Assignment, Plan
 from .rules import Redistribution, Relevance, Rule
 from .rules.gradient import HeldConstant
@@ -93,6 +94,7 @@ def _step(node: Node, assignment: Assignment, leaves: list[Any], cache: Cache) -
     further: list[Any] = []
     half = any(isinstance(leaf, Tensor) and leaf.dtype in HALF for leaf in leaves)
     args, kwargs = node.filled(leaves)
+    refuse_overwriting(node, op, args, kwargs)
     value = node.op(*args, **kwargs) if half or op.role == "affine" else None
     leaves = [_wide(leaf) for leaf in leaves]  # relevance is carried in float32 at least
 
@@ -131,6 +133,20 @@ def _step(node: Node, assignment: Assignment, leaves: list[Any], cache: Cache) -
     if value is not None:
         return step, value
     return step, (z, *further) if op.first else z
+
+
+def refuse_overwriting(node: Node, op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuses a call that writes several values to one place: which of them stays, and has the relevance, is open.
+
+    Raises:
+        InputError: with the line.
+    """
+    if op.written is not None and bool((op.written(arguments_of(node.op, args, kwargs)) > 1).any()):
+        raise InputError(
+            f"{node.kind} at {node.file}:{node.line} writes several values to one place: {node.source}\n"
+            "torch leaves open which of them stays, so no share can be given; use scatter_add, index_add or "
+            "index_put(..., accumulate=True) where they are meant to be added up"
+        )
 
 
 def _forget(leaves: list[Any], assignment: Assignment) -> None:
