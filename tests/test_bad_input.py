@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,12 @@ from torch import Tensor, nn
 import deeptaylor as dt
 from deeptaylor import errors
 from deeptaylor.rules import AlphaBeta, ZBox, ZPlus
+
+
+def scripted() -> torch.jit.ScriptModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own: scripting is deprecated
+        return torch.jit.script(nn.Linear(4, 2).eval())
 
 
 def net(width: int = 4, classes: int = 3) -> nn.Module:
@@ -95,8 +102,36 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], tuple[str, ...]
     "a target past the classes": (
         lambda: dt.explain(net(), images(), target=3), errors.TargetError, ("3", "classes|0 to 2")
     ),
-    "a negative target past the classes": (
-        lambda: dt.explain(net(), images(), target=-4), errors.TargetError, ("-4", "classes|0 to 2")
+    "a negative target": (
+        lambda: dt.explain(net(), images(), target=[0, -1]), errors.TargetError, ("-1", "classes|0 to 2")
+    ),
+    "a truth value for a target": (
+        lambda: dt.explain(net(), images(), target=True), errors.TargetError, ("True", "class index")
+    ),
+    "truth values for targets": (
+        lambda: dt.explain(net(), images(), target=torch.tensor([True, False])), errors.TargetError, ("bool", "class indices")
+    ),
+    "a scripted model": (
+        lambda: dt.explain(scripted(), images()), errors.InputError, ("TorchScript", "nn.Module")
+    ),
+    "a model's class": (
+        lambda: dt.explain(nn.Linear, images()), errors.InputError, ("class Linear", "nn.Module")
+    ),
+    "no model": (
+        lambda: dt.explain(None, images()), errors.InputError, ("None", "nn.Module")
+    ),
+    "a sparse input": (
+        lambda: dt.explain(nn.Linear(4, 2).eval(), torch.eye(4).to_sparse()), errors.InputError, ("sparse", "to_dense")
+    ),
+    "a head that is a name": (
+        lambda: dt.explain(net(), images(), head="logits"), errors.InputError, ("logits", "function")
+    ),
+    "a rule's class": (
+        lambda: dt.explain(net(), images(), composite=ZPlus), errors.CompositeError, (r"ZPlus\(\)",)
+    ),
+    "bounds for other channels": (
+        lambda: dt.explain(net(), images(), composite="deep-taylor", bounds=(torch.full((4, 1, 1), -9.0), 9.0)),
+        errors.DomainError, (r"\(4, 1, 1\)", "channels"),
     ),
     "one target of many past the classes": (
         lambda: dt.explain(net(), images(), target=[0, 7]), errors.TargetError, ("7",)

@@ -61,6 +61,10 @@ class Explainer:
         bounds: tuple[Bound, Bound] | None = None,
         record: bool = False,
     ) -> None:
+        if head is not None and not callable(head):
+            raise InputError(
+                f"head is {head!r}; pass a function that picks (batch, classes): lambda out: out['logits']"
+            )
         self.model, self.head, self.record = unwrapped(model), head, record
         self._wanted, self._bounds = explain, bounds
         self._composite = _composite(composite, bounds)
@@ -275,6 +279,8 @@ def _composite(composite: str | Composite | Rule, bounds: tuple[Bound, Bound] | 
         return single_rule(composite)
     if isinstance(composite, Composite):
         return composite
+    if isinstance(composite, type) and issubclass(composite, Rule):
+        raise CompositeError(f"composite is the class {composite.__name__}; make a rule of it: {composite.__name__}()")
     raise CompositeError(f"composite is a {type(composite).__name__}; pass a preset's name, a Composite or a rule")
 
 

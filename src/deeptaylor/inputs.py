@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from .errors import InputError
@@ -121,7 +122,17 @@ def batch_size(call: Call, explained: Sequence[str]) -> int:
 
 
 def check_model(model: Model) -> None:
-    """Refuses a model in train mode: dropout and batch norm would not be functions of one sample."""
+    """Refuses what can't be traced, and train mode: dropout and batch norm would not be functions of one sample."""
+    if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        raise InputError(
+            "the model is a TorchScript program, whose code can't be traced; pass the nn.Module that it was made of, "
+            "or an ONNX export of it: dt.importers.from_onnx(path)"
+        )
+    if isinstance(model, type) or not (callable(model) or isinstance(model, ExportedProgram)):
+        what = (
+            f"the class {model.__name__}: make one, {model.__name__}(...)" if isinstance(model, type) else repr(model)
+        )
+        raise InputError(f"model is {what}; pass an nn.Module, a function of tensors, or an exported program")
     if isinstance(model, nn.Module):
         training = [name or "the model itself" for name, module in model.named_modules() if module.training]
         if training:
@@ -150,6 +161,8 @@ def check_inputs(model: Model, call: Call, explained: Sequence[str]) -> None:
                 f"input {name!r} is on {tensor.device}, the model's parameters on {parameter.device}; "
                 f"move one of them: {name}.to({str(parameter.device)!r})"
             )
+        if tensor.layout is not torch.strided:
+            raise InputError(f"input {name!r} is sparse ({tensor.layout}); pass {name}.to_dense()")
         if name not in explained or not tensor.is_floating_point():
             continue
         if (

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,9 +85,9 @@ def resolve(target: Target, output: Tensor) -> Seeds:
         if not 1 <= target.k <= classes:
             raise TargetError(f"top({target.k}) asks for more classes than there are ({classes}), or for none")
         return _indices(output.topk(target.k, dim=1).indices, output)
+    if isinstance(target, np.ndarray | np.generic):
+        target = torch.as_tensor(target)
     if isinstance(target, bool) or not isinstance(target, int | Sequence | Tensor):
-        if hasattr(target, "__index__"):
-            return resolve(int(target), output)
         raise TargetError(
             f"target {target!r} is a {type(target).__name__}; pass a class index, one per sample, or a seed tensor"
         )
@@ -94,12 +95,10 @@ def resolve(target: Target, output: Tensor) -> Seeds:
         index = torch.as_tensor(target, device=output.device)
     except (TypeError, ValueError) as error:
         raise TargetError(f"target {target!r} can't be read as class indices; pass one integer per sample") from error
-    if index.is_floating_point() or index.dtype == torch.bool:
-        return (
-            resolve(index, output)
-            if isinstance(target, Tensor)
-            else resolve(torch.as_tensor(target, dtype=output.dtype), output)
-        )
+    if index.dtype == torch.bool or index.is_complex():
+        raise TargetError(f"target holds {index.dtype}; pass class indices, or a floating tensor of the output's shape")
+    if index.is_floating_point():
+        return _seed(index, output)
     return _indices(index, output)
 
 
@@ -115,7 +114,6 @@ def _indices(index: Tensor, output: Tensor) -> Seeds:
     for value in (int(index.min()), int(index.max())) if index.numel() else ():
         _in_range(value, classes)
     columns = index if index.dim() == 2 else index[:, None]
-    columns = columns % classes
     hot = [torch.nn.functional.one_hot(column, classes).to(output.dtype) for column in columns.unbind(1)]
     explained = output.gather(1, columns)
     seeds = [Relevance(seed, product=True) for seed in hot]
@@ -125,9 +123,9 @@ def _indices(index: Tensor, output: Tensor) -> Seeds:
 
 
 def _in_range(index: int, classes: int) -> int:
-    if not -classes <= index < classes:
+    if not 0 <= index < classes:  # counted from the end, a label such as -1 for "none" would pass for a class
         raise TargetError(f"target {index} is out of range: the output has {classes} classes, 0 to {classes - 1}")
-    return index % classes
+    return index
 
 
 def _log_odds(index: int | None, output: Tensor) -> Seeds:

@@ -25,7 +25,7 @@ def unwrapped(model: Model) -> Model:
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
-        elif isinstance(model, nn.Module) and isinstance(model._modules.get("_orig_mod"), nn.Module):
+        elif isinstance(model, nn.Module) and "_orig_mod" in dict(model.named_children()):
             model = model.get_submodule("_orig_mod")
         elif hasattr(model, "_torchdynamo_orig_callable") and not isinstance(model, nn.Module):
             model = model._torchdynamo_orig_callable

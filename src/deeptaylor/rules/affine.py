@@ -278,8 +278,14 @@ class ZBox(AffineRule):
             if self.high is None
             else torch.as_tensor(self.high, dtype=x.dtype, device=x.device)
         )
-        slack = 1e-5 * (high - low).abs().max()
         where = f"at {step.node.file}:{step.node.line} {step.node.source}"
+        for bound in (low, high):
+            if not _broadcasts(bound, x):
+                raise DomainError(
+                    f"bounds of shape {tuple(bound.shape)} do not fit an input of shape {tuple(x.shape)} ({where}); "
+                    "pass numbers, or tensors that broadcast to one sample, such as (channels, 1, 1)"
+                )
+        slack = 1e-5 * (high - low).abs().max()
         if bool((low > 0).any()) or bool((high < 0).any()):
             raise DomainError(
                 f"z^B needs low <= 0 <= high, got low up to {low.max():g}, high down to {high.min():g} ({where})"
@@ -311,3 +317,8 @@ class ZBox(AffineRule):
         if own:
             return total_of([corner(bound, weights) for bound, weights in parts])
         return step.cache.get(("corners", step.x.shape[1:]), lambda: total_of([corner(b, w) for b, w in parts]))
+
+
+def _broadcasts(bound: Tensor, x: Tensor) -> bool:
+    sizes = zip(bound.shape[::-1], x.shape[::-1], strict=False)
+    return bound.dim() <= x.dim() and all(own in (1, size) for own, size in sizes)
