@@ -6,6 +6,7 @@ import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from .plan import Plan, make_plan
 from .propagate import Forward, backward, forward
 from .rounding import is_open, left_open, rounded, wide, wide_plan
 from .rules import Relevance, Rule
-from .targets import Seeds, Target, resolve
+from .targets import Seeds, Target, contrast, log_odds, resolve
 from .trace import Head
 from .unwrap import default_explained, needed_arguments, refuse_unmasked_padding, unwrapped
 
@@ -65,7 +66,8 @@ class Explainer:
         self._wanted, self._bounds = explain, bounds
         self._composite = _composite(composite, bounds)
         self._plans: dict[Any, Plan] = {}
-        self.plan = self._plan(self._call(inputs, kwargs))
+        self._example = self._call(inputs, kwargs)
+        self.plan = self._plan(self._example)
 
     def __repr__(self) -> str:
         name = (
@@ -113,6 +115,35 @@ class Explainer:
 
         result = self._by_rules(call, plan, target, False, inner)
         return at_exact_root(self, call, target, result, self._bounds, ledger)
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        target: contrast | log_odds | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Writes the explanation as a program that runs without deeptaylor and without the model's code.
+
+        It takes the model's inputs, any number of samples, and `target`, int64 (N,): a class index per sample, or -1
+        for the predicted class. It gives relevance (per explained input), output, class and explained value. Weights
+        are copied: a model that changes afterwards does not change the program. See `docs/shipping.md`.
+
+        Args:
+            path: ends in .pt2, for `torch.export.load`, or .onnx, for ONNX Runtime.
+            target: a contrast or log-odds to fix; the program then takes no target.
+            preprocessing: how inputs were made, to be noted beside the program: anything JSON can hold.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: the explanation holds for one input only (record=True, exact roots), or another suffix.
+            MissingExtra: ONNX is not installed.
+        """
+        from .shipping.front import export
+
+        return export(self, path, target, preprocessing)
 
     def _by_rules(self, call: Call, plan: Plan, target: Target, ledger: bool, inner: Sequence[str]) -> Attribution:
         with plain_torch():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..ops import Role
 from ..step import Function, Step
+from ..symbolic import is_symbolic
 from .base import Redistribution, Relevance, Rule
 from .gradient import Gradient
 
@@ -62,7 +63,7 @@ def slope_of(step: Step, x: Tensor, z: Tensor) -> Tensor:
     zero = _at_zero(step)
     slope: Tensor = torch.nan_to_num((z - zero) / x, nan=0.0)
     near = (x.abs() < 1e-3) & (zero != 0)
-    if bool(near.any()):  # the difference quotient loses its digits there: the tangent instead
+    if is_symbolic(near) or bool(near.any()):  # the difference quotient loses its digits there: the tangent instead
         slope = torch.where(near, step.vjp(torch.ones_like(z))[0], slope)
     return slope
 
