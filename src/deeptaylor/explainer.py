@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ._version import __version__
-from .attribution import Attribution
+from .attribution import Attribution, versions
 from .composites import EXACT_ROOT, Bound, Chooser, Composite, by_name, single_rule
 from .errors import CompositeError, InputError, NonFiniteRelevance, RelevanceWarning
 from .inputs import Call, Model, batch_size, bind, check_inputs, check_model, explained_names
@@ -27,6 +25,9 @@ from .rules import Relevance, Rule
 from .targets import Seeds, Target, contrast, log_odds, resolve
 from .trace import Head
 from .unwrap import default_explained, needed_arguments, refuse_unmasked_padding, unwrapped
+
+if TYPE_CHECKING:
+    from .shipping.compiled import CompiledExplainer
 
 EXPLOSION = 1e4
 """Σ|R| of the inputs, as a multiple of the explained value's size, from which a warning names the nodes."""
@@ -145,6 +146,24 @@ class Explainer:
 
         return export(self, path, target, preprocessing)
 
+    def compile(self, *, mode: str | None = None, **options: Any) -> CompiledExplainer:
+        """This explainer with its forward and backward pass compiled into one graph by torch.compile.
+
+        Args:
+            mode: torch.compile's; "reduce-overhead" replays CUDA graphs.
+            options: of TorchInductor, such as `max_autotune=True`; either these or a mode.
+
+        Returns:
+            Something to be called like this explainer, without ledger and inner relevance.
+
+        Raises:
+            InputError: the explanation holds for one input only (record=True, exact roots), or an unknown option.
+            CompilerError: torch.compile failed, for want of a C++ compiler for example.
+        """
+        from .shipping.compiled import CompiledExplainer
+
+        return CompiledExplainer(self, mode, options)
+
     def _by_rules(self, call: Call, plan: Plan, target: Target, ledger: bool, inner: Sequence[str]) -> Attribution:
         with plain_torch():
             tensors = {name: t.detach().clone() if t.is_inference() else t.detach() for name, t in call.tensors.items()}
@@ -252,7 +271,7 @@ class Explainer:
             ledger=_ledger(seeds, relevances, absorbed, accounts) if ledger else None,
             inner={asked: gathered(name) for asked, name in names.items()},
             settings={"composite": plan.composite.name, **plan.composite.settings, "frontend": plan.graph.frontend},
-            versions={"deeptaylor": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            versions=versions(),
         )
 
     def _one_by_one(self, call: Call, target: Target, inner: Sequence[str]) -> Attribution:

@@ -104,7 +104,7 @@ def fixed(target: Target) -> Ask:
     if isinstance(target, contrast | log_odds):
         return Ask(fixed=target)
     if isinstance(target, top):
-        raise TargetError("an exported program explains one class per sample; export without a target, and ask k times")
+        raise TargetError("an exported program explains one class per sample: leave target out, and ask k times")
     raise InputError(
-        "an exported program is given its class with every batch: leave target out, or pass contrast(a, b) or log_odds(c)"
+        "an exported program is given its class with every batch: leave target out, or pass a contrast or log-odds"
     )

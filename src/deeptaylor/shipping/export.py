@@ -66,7 +66,7 @@ def export(
         raise InputError(f"preprocessing is noted as JSON, so it may hold numbers, text and lists: {error}") from error
     program = record_program(plan, tensors, state, ask, portable=True)
     packed = pack(program, EXPLICIT if portable else None)
-    packed.load(program.values(state), copy=True)
+    packed.load(program.values(state))
     _prove(packed.module, program.inputs, program.ask, tensors, expected)
     exported = _exported(packed.module, plan, program.inputs, program.ask, tensors)
     names = tuple(node.target for node in packed.module.graph.nodes if node.op == "placeholder")
@@ -98,8 +98,8 @@ def _prove(
         if not off <= OFF:
             raise DeepTaylorError(
                 f"the program's relevance of {name!r} differs from the explainer's by {off:.2g} of the largest; "
-                "nothing was written. Where relevance explodes, rounding alone can do that: try a float64 model, or a rule "
-                "without small denominators; otherwise please report this"
+                "nothing was written. Where relevance explodes, rounding alone can do that: try a float64 model, or a "
+                "rule without small denominators; otherwise please report this"
             )
 
 

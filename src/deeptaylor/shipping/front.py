@@ -1,4 +1,4 @@
-"""What `Explainer.export` and `Explainer.compile` do first: refuse what can't be a program."""
+"""`Explainer.export`: from an explainer to what is written."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..composites import EXACT_ROOT
-from ..errors import InputError
 from ..origin import live_state
 from ..targets import contrast, log_odds
 from .ask import fixed
 from .export import export as write
+from .refuse import refuse_one_input
 
 if TYPE_CHECKING:
     from ..explainer import Explainer
@@ -31,10 +30,3 @@ def export(
     state = live_state(explainer.model)
     return write(path, explainer.plan, call.tensors, state, ask, preprocessing, expected.relevances)
 
-
-def refuse_one_input(explainer: Explainer) -> None:
-    """Refuses explanations that hold for one input only: no program stands for them."""
-    if explainer.record:
-        raise InputError("a recorded explanation holds for one input only; trace the model (record=False) instead")
-    if explainer.plan.composite.name == EXACT_ROOT:
-        raise InputError("an exact root is searched for each input anew, so no program finds it; use another composite")

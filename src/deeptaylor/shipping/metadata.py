@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .._version import __version__
+from ..attribution import versions
 from .program import Program
 
 FORMAT = "deeptaylor-program-1"
@@ -53,7 +51,7 @@ def metadata(
                      for key, value in plan.composite.settings.items()},
         "rules": [{"operation": row.op, "module": row.module, "role": row.role, "rule": row.rule} for row in rows],
         "preprocessing": None if preprocessing is None else dict(preprocessing),
-        "versions": {"deeptaylor": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }  # fmt: skip
 
 

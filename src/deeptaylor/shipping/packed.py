@@ -24,12 +24,26 @@ class Packed:
     """Weights in, the buffers' values out, in the order of `buffers`."""
     buffers: tuple[str, ...]
 
-    def load(self, weights: list[Tensor], *, copy: bool) -> None:
-        """Fills the buffers, from copies of the weights or with tensors that may share their memory."""
+    def load(self, weights: list[Tensor]) -> None:
+        """Fills the buffers with copies: the weights may change afterwards."""
+        for name, value in zip(self.buffers, self._made(weights), strict=True):
+            self.module.register_buffer(name, value.detach().clone())
+
+    def refresh(self, weights: list[Tensor]) -> None:
+        """Makes the buffers look at the weights themselves, and fills those that are made from them, where they are."""
+        owned = {weight.untyped_storage().data_ptr() for weight in weights}
+        for name, value in zip(self.buffers, self._made(weights), strict=True):
+            held: Tensor = getattr(self.module, name)
+            if held.shape != value.shape or held.dtype != value.dtype or held.device != value.device:
+                self.module.register_buffer(name, value.detach())
+            elif value.untyped_storage().data_ptr() in owned:
+                held.set_(value.detach())  # the tensor stays the same, so that no code is made anew
+            else:
+                held.copy_(value)
+
+    def _made(self, weights: list[Tensor]) -> Any:
         with torch.no_grad(), plain_torch():
-            values = self.prepare(*weights)
-            for name, value in zip(self.buffers, values, strict=True):
-                self.module.register_buffer(name, value.detach().clone() if copy else value.detach())
+            return self.prepare(*weights)
 
 
 def pack(program: Program, decompositions: Mapping[Any, Callable[..., Any]] | None = None) -> Packed:
@@ -44,6 +58,7 @@ def pack(program: Program, decompositions: Mapping[Any, Callable[..., Any]] | No
         graph = make_fx(
             functional, decomposition_table=dict(decompositions or {}), tracing_mode="fake", _allow_non_fake_inputs=True
         )(*program.examples)
+    graph.graph.eliminate_dead_code()
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
     count = len(program.weights)
     kept = _kept(graph.graph, places[:count])
