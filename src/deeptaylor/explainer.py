@@ -67,6 +67,7 @@ class Explainer:
         self._wanted, self._bounds = explain, bounds
         self._composite = _composite(composite, bounds)
         self._plans: dict[Any, Plan] = {}
+        self._programs: dict[Any, Any] = {}
         self._example = self._call(inputs, kwargs)
         self.plan = self._plan(self._example)
 
@@ -86,6 +87,7 @@ class Explainer:
         kwargs: Mapping[str, Any] | None = None,
         ledger: bool = False,
         inner: Sequence[str] = (),
+        create_graph: bool = False,
     ) -> Attribution:
         """Explains a batch.
 
@@ -97,6 +99,8 @@ class Explainer:
             kwargs: keyword arguments of the model.
             ledger: account for every unit of relevance; costs a few sums per operation.
             inner: module paths or names of operations whose relevance is wanted too.
+            create_graph: relevance, output and explained value can be differentiated by inputs and parameters that
+                require gradients; without ledger and inner relevance. See `docs/numerics.md`.
 
         Returns:
             The attribution, its relevance shaped like the explained inputs.
@@ -110,6 +114,12 @@ class Explainer:
         """
         call = self._call(inputs, kwargs)
         plan = self._plan(call)
+        if create_graph:
+            if ledger or inner:
+                raise InputError("create_graph gives neither a ledger nor inner relevance; ask for those separately")
+            from .shipping.differentiable import differentiable
+
+            return differentiable(self, call, plan, target)
         if plan.composite.name != EXACT_ROOT:
             return self._by_rules(call, plan, target, ledger, inner)
         from .audit.at_root import at_exact_root
@@ -310,12 +320,13 @@ def explain(
     ledger: bool = False,
     inner: Sequence[str] = (),
     record: bool = False,
+    create_graph: bool = False,
 ) -> Attribution:
     """Explains one batch; see `Explainer`, which is what to use for more than one."""
     explainer = Explainer(
         model, inputs, composite=composite, kwargs=kwargs, explain=explain, head=head, bounds=bounds, record=record
     )
-    return explainer(inputs, target=target, kwargs=kwargs, ledger=ledger, inner=inner)
+    return explainer(inputs, target=target, kwargs=kwargs, ledger=ledger, inner=inner, create_graph=create_graph)
 
 
 def _composite(composite: str | Composite | Rule, bounds: tuple[Bound, Bound] | None) -> Composite | Chooser:

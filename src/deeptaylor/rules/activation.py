@@ -58,6 +58,7 @@ def slope_of(step: Step, x: Tensor, z: Tensor) -> Tensor:
     """The secant's slope, (phi(x) − phi(0))/x; 0 where x is 0, as such an input carries no relevance."""
     if step.op.rectifies and step.node.short == "relu":
         return (z > 0).to(z.dtype)
+    x = x.masked_fill(x == 0, 1.0) if is_symbolic(x) else x  # 0/0 has no derivative
     if not step.op.at_zero:
         return torch.nan_to_num(z / x, nan=0.0)
     zero = _at_zero(step)

@@ -317,7 +317,7 @@ class ZBox(AffineRule):
 
         if own:
             return total_of([corner(bound, weights) for bound, weights in parts])
-        return step.cache.get(("corners", step.x.shape[1:]), lambda: total_of([corner(b, w) for b, w in parts]))
+        return step.cache.get(("corners", str(step.x.shape[1:])), lambda: total_of([corner(b, w) for b, w in parts]))
 
 
 def _slack(low: Tensor, high: Tensor) -> Tensor:

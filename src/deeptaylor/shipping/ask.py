@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, TargetError
+from ..plan import Plan
 from ..rules import Relevance
 from ..targets import Seeds, Target, contrast, log_odds, resolve, top
 
@@ -95,6 +97,13 @@ def asked(target: Target, output: Tensor) -> tuple[Ask, Tensor | None]:
         return Ask(seed=True), torch.as_tensor(target, dtype=output.dtype, device=output.device)
     index: Tensor = seeds.target
     return Ask(count=index.shape[1] if index.dim() == 2 else None), index
+
+
+def output_like(plan: Plan, tensors: Mapping[str, Tensor]) -> Tensor:
+    """A tensor shaped like the model's output; nothing but classes and samples is read from it."""
+    first = tensors[plan.explained[0]]
+    shape = [first.shape[0] if size == "N" else int(size) for size in plan.graph.output_shape]
+    return first.new_zeros(shape, dtype=first.dtype if first.is_floating_point() else torch.float32)
 
 
 def fixed(target: Target) -> Ask:

@@ -11,16 +11,15 @@ from torch import Tensor
 
 from ..attribution import Attribution
 from ..errors import CompilerError, InputError
-from ..explainer import EXPLOSION
 from ..inputs import Call
 from ..origin import live_state, plain_torch
 from ..plan import Plan, fingerprints
 from ..targets import Target
-from .ask import Ask, asked
+from .ask import Ask, asked, output_like
 from .packed import Packed, pack
 from .program import Program, record_program
 from .refuse import refuse_one_input
-from .result import attribution
+from .result import attribution, is_suspect
 
 if TYPE_CHECKING:
     from ..explainer import Explainer
@@ -69,7 +68,7 @@ class CompiledExplainer:
 
     def _explain(self, call: Call, target: Target) -> Attribution:
         plan = self.explainer._plan(call)
-        ask, values = asked(target, _output_like(plan, call))
+        ask, values = asked(target, output_like(plan, call.tensors))
         code = self._code(plan, call, ask)
         tensors = [call.tensors[name] for name in code.program.inputs]
         with plain_torch(), torch.no_grad():
@@ -77,7 +76,7 @@ class CompiledExplainer:
             if self._replays:  # the next replay writes over what this one gave
                 found = {name: value.clone() for name, value in found.items()}
         result = attribution(code.program, found, compiled=True)
-        if _is_suspect(result):
+        if is_suspect(result):
             self.explainer._by_rules(call, plan, target, False, ())  # which raises or warns, and says where
         return result
 
@@ -128,16 +127,3 @@ def _marked(plan: Plan, tensors: Sequence[Tensor]) -> list[Tensor]:
         if plan.graph.dynamic_batch and batch > 1 and tensor.dim() and tensor.shape[0] == batch:
             torch._dynamo.mark_dynamic(tensor, 0)
     return arguments
-
-
-def _output_like(plan: Plan, call: Call) -> Tensor:
-    """A tensor shaped and typed like the model's output; only classes and samples are read from it."""
-    first = call.tensors[plan.explained[0]]
-    shape = [first.shape[0] if size == "N" else int(size) for size in plan.graph.output_shape]
-    return first.new_zeros(shape, dtype=first.dtype if first.is_floating_point() else torch.float32)
-
-
-def _is_suspect(result: Attribution) -> bool:
-    """Whether relevance may be NaN, Inf or exploding."""
-    size = torch.stack([r.double().abs().sum() for r in result.relevances.values()]).sum()
-    return not bool(size <= EXPLOSION * result.explained.double().abs().sum())

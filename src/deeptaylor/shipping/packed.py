@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..origin import plain_torch
-from .program import Program
+from .program import Program, without_layouts
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def pack(program: Program, decompositions: Mapping[Any, Callable[..., Any]] | No
         graph = make_fx(
             functional, decomposition_table=dict(decompositions or {}), tracing_mode="fake", _allow_non_fake_inputs=True
         )(*program.examples)
-    graph.graph.eliminate_dead_code()
+    without_layouts(graph).graph.eliminate_dead_code()
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
     count = len(program.weights)
     kept = _kept(graph.graph, places[:count])

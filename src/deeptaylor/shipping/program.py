@@ -79,7 +79,9 @@ def record_program(
     with plain_torch(), _kernels(portable):
         with mode, torch.no_grad():
             target = ask.example(execute(plan.graph, fakes, dict(zip(known, weights, strict=True))))
-        graph = make_fx(explain, tracing_mode="fake", _allow_non_fake_inputs=True)(weights, fakes, target)
+        graph = without_layouts(
+            make_fx(explain, tracing_mode="fake", _allow_non_fake_inputs=True)(weights, fakes, target)
+        )
     outputs = (*_relevance_names(plan), "output", *(("class",) if ask.indexed else ()), "explained")
     return Program(graph, tuple(known), names, outputs, ask, plan, (weights, fakes, target))
 
@@ -145,6 +147,15 @@ class _Unkept(Plan):
             node = graph.index[name]
             env[name] = node.op(*lookup(node.args, env), **lookup(dict(node.kwargs), env))
         return env
+
+
+def without_layouts(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph, its views as reshapes: a view asks for a memory layout, which other kernels may not give."""
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    graph.recompile()
+    return graph
 
 
 def _relevance_names(plan: Plan) -> tuple[str, ...]:

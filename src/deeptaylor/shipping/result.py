@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..attribution import Attribution, versions
+from ..explainer import EXPLOSION
 from .program import Program
 
 
@@ -30,3 +32,9 @@ def attribution(program: Program, found: Mapping[str, Tensor], **settings: Any) 
         settings={**composite, **settings},
         versions=versions(),
     )
+
+
+def is_suspect(result: Attribution) -> bool:
+    """Whether relevance may be NaN, Inf or exploding: worth running the explainer itself, which says where."""
+    size = torch.stack([r.detach().double().abs().sum() for r in result.relevances.values()]).sum()
+    return not bool(size <= EXPLOSION * result.explained.detach().double().abs().sum())
