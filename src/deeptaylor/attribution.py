@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import platform
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ._version import __version__
 from .errors import FileFormatError, InputError
 from .ledger import Ledger, LedgerRow
 from .plan import PlanTable, Row
@@ -122,6 +125,11 @@ class Attribution:
             settings=described["settings"],
             versions=described["versions"],
         )
+
+
+def versions() -> dict[str, str]:
+    """What made a result."""
+    return {"deeptaylor": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

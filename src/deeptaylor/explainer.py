@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ._version import __version__
-from .attribution import Attribution
+from .attribution import Attribution, versions
 from .composites import EXACT_ROOT, Bound, Chooser, Composite, by_name, single_rule
 from .errors import CompositeError, InputError, NonFiniteRelevance, RelevanceWarning
 from .inputs import Call, Model, batch_size, bind, check_inputs, check_model, explained_names
@@ -23,9 +22,12 @@ from .plan import Plan, make_plan
 from .propagate import Forward, backward, forward
 from .rounding import is_open, left_open, rounded, wide, wide_plan
 from .rules import Relevance, Rule
-from .targets import Seeds, Target, resolve
+from .targets import Seeds, Target, contrast, log_odds, resolve
 from .trace import Head
 from .unwrap import default_explained, needed_arguments, refuse_unmasked_padding, unwrapped
+
+if TYPE_CHECKING:
+    from .shipping.compiled import CompiledExplainer
 
 EXPLOSION = 1e4
 """Σ|R| of the inputs, as a multiple of the explained value's size, from which a warning names the nodes."""
@@ -69,7 +71,9 @@ class Explainer:
         self._wanted, self._bounds = explain, bounds
         self._composite = _composite(composite, bounds)
         self._plans: dict[Any, Plan] = {}
-        self.plan = self._plan(self._call(inputs, kwargs))
+        self._programs: dict[Any, Any] = {}
+        self._example = self._call(inputs, kwargs)
+        self.plan = self._plan(self._example)
 
     def __repr__(self) -> str:
         name = (
@@ -87,6 +91,7 @@ class Explainer:
         kwargs: Mapping[str, Any] | None = None,
         ledger: bool = False,
         inner: Sequence[str] = (),
+        create_graph: bool = False,
     ) -> Attribution:
         """Explains a batch.
 
@@ -98,6 +103,8 @@ class Explainer:
             kwargs: keyword arguments of the model.
             ledger: account for every unit of relevance; costs a few sums per operation.
             inner: module paths or names of operations whose relevance is wanted too.
+            create_graph: relevance, output and explained value can be differentiated by inputs and parameters that
+                require gradients; without ledger and inner relevance. See `docs/numerics.md`.
 
         Returns:
             The attribution, its relevance shaped like the explained inputs.
@@ -111,12 +118,65 @@ class Explainer:
         """
         call = self._call(inputs, kwargs)
         plan = self._plan(call)
+        if create_graph:
+            if ledger or inner:
+                raise InputError("create_graph gives neither a ledger nor inner relevance; ask for those separately")
+            from .shipping.differentiable import differentiable
+
+            return differentiable(self, call, plan, target)
         if plan.composite.name != EXACT_ROOT:
             return self._by_rules(call, plan, target, ledger, inner)
         from .audit.at_root import at_exact_root
 
         result = self._by_rules(call, plan, target, False, inner)
         return at_exact_root(self, call, target, result, self._bounds, ledger)
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        target: contrast | log_odds | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Writes the explanation as a program that runs without deeptaylor and without the model's code.
+
+        It takes the model's inputs, any number of samples, and `target`, int64 (N,): a class index per sample, or -1
+        for the predicted class. It gives relevance (per explained input), output, class and explained value. Weights
+        are copied: a model that changes afterwards does not change the program. See `docs/shipping.md`.
+
+        Args:
+            path: ends in .pt2, for `torch.export.load`, or .onnx, for ONNX Runtime.
+            target: a contrast or log-odds to fix; the program then takes no target.
+            preprocessing: how inputs were made, to be noted beside the program: anything JSON can hold.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: the explanation holds for one input only (record=True, exact roots), or another suffix.
+            MissingExtra: ONNX is not installed.
+        """
+        from .shipping.front import export
+
+        return export(self, path, target, preprocessing)
+
+    def compile(self, *, mode: str | None = None, **options: Any) -> CompiledExplainer:
+        """This explainer with its forward and backward pass compiled into one graph by torch.compile.
+
+        Args:
+            mode: torch.compile's; "reduce-overhead" replays CUDA graphs.
+            options: of TorchInductor, such as `max_autotune=True`; either these or a mode.
+
+        Returns:
+            Something to be called like this explainer, without ledger and inner relevance.
+
+        Raises:
+            InputError: the explanation holds for one input only (record=True, exact roots), or an unknown option.
+            CompilerError: torch.compile failed, for want of a C++ compiler for example.
+        """
+        from .shipping.compiled import CompiledExplainer
+
+        return CompiledExplainer(self, mode, options)
 
     def _by_rules(self, call: Call, plan: Plan, target: Target, ledger: bool, inner: Sequence[str]) -> Attribution:
         with plain_torch():
@@ -225,7 +285,7 @@ class Explainer:
             ledger=_ledger(seeds, relevances, absorbed, accounts) if ledger else None,
             inner={asked: gathered(name) for asked, name in names.items()},
             settings={"composite": plan.composite.name, **plan.composite.settings, "frontend": plan.graph.frontend},
-            versions={"deeptaylor": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            versions=versions(),
         )
 
     def _one_by_one(self, call: Call, target: Target, inner: Sequence[str]) -> Attribution:
@@ -264,12 +324,13 @@ def explain(
     ledger: bool = False,
     inner: Sequence[str] = (),
     record: bool = False,
+    create_graph: bool = False,
 ) -> Attribution:
     """Explains one batch; see `Explainer`, which is what to use for more than one."""
     explainer = Explainer(
         model, inputs, composite=composite, kwargs=kwargs, explain=explain, head=head, bounds=bounds, record=record
     )
-    return explainer(inputs, target=target, kwargs=kwargs, ledger=ledger, inner=inner)
+    return explainer(inputs, target=target, kwargs=kwargs, ledger=ledger, inner=inner, create_graph=create_graph)
 
 
 def _composite(composite: str | Composite | Rule, bounds: tuple[Bound, Bound] | None) -> Composite | Chooser:

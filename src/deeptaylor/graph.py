@@ -123,6 +123,11 @@ class Graph:
                 users.setdefault(name, []).append(node)
         return users
 
+    @property
+    def output_shape(self) -> tuple[int | str, ...]:
+        """The output's shape when traced; a dynamic batch size is the string 'N'."""
+        return self[self.output.name].shape
+
     def without_dead_nodes(self) -> Graph:
         """The same graph without operations that nothing reads."""
         live, kept = {self.output.name}, []

@@ -148,12 +148,12 @@ class Plan:
         env: dict[str, Any] = {name: state[qualified].detach() for name, qualified in self.graph.parameters.items()}
         env |= self.graph.constants
         tensors = {name: env[name] for name in (*self.graph.parameters, *self.graph.constants)}
-        prints = _fingerprints({name: tensors[name] for name in self._relied_on()})
+        prints = fingerprints({name: tensors[name] for name in self._relied_on()})
         known = self._held.get("prints")
         if known is None or any(known[name] != seen for name, seen in prints.items()):
             self._held.clear()
             self.caches.clear()
-            self._held["prints"] = _fingerprints(tensors)
+            self._held["prints"] = fingerprints(tensors)
             index = self.graph.index
             with torch.no_grad():
                 for name in self.fixed:
@@ -185,7 +185,7 @@ def _bare(assignment: Assignment) -> Step:
 def _nothing(*_: Tensor) -> None: ...
 
 
-def _fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
     """What changes when a tensor is replaced or written to, also behind autograd's back (`p.data.mul_(2)`)."""
     floating = {name: t.detach() for name, t in tensors.items() if t.is_floating_point() and t.numel()}
     sums = torch.stack([_checksum(t).double() for t in floating.values()]).tolist() if floating else []

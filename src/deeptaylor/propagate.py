@@ -19,6 +19,7 @@ from .rules.gradient import HeldConstant
 from .rules.rearrange import Move
 from .rules.redistribute import added
 from .step import HALF, Cache, Step, lightened, now, record
+from .symbolic import is_symbolic
 
 NARROW = (*HALF, torch.float32)
 Observer = Callable[[Step, Any, Redistribution], None]
@@ -141,7 +142,9 @@ def refuse_overwriting(node: Node, op: Op, args: Sequence[Any], kwargs: Mapping[
     Raises:
         InputError: with the line.
     """
-    if op.written is not None and bool((op.written(arguments_of(node.op, args, kwargs)) > 1).any()):
+    if op.written is None or any(isinstance(value, Tensor) and is_symbolic(value) for value in args):
+        return
+    if bool((op.written(arguments_of(node.op, args, kwargs)) > 1).any()):
         raise InputError(
             f"{node.kind} at {node.file}:{node.line} writes several values to one place: {node.source}\n"
             "torch leaves open which of them stays, so no share can be given; use scatter_add, index_add or "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..ops import Role
 from ..step import Function, Step
+from ..symbolic import is_symbolic
 from .base import Redistribution, Relevance, Rule
 from .gradient import Gradient
 
@@ -57,12 +58,13 @@ def slope_of(step: Step, x: Tensor, z: Tensor) -> Tensor:
     """The secant's slope, (phi(x) − phi(0))/x; 0 where x is 0, as such an input carries no relevance."""
     if step.op.rectifies and step.node.short == "relu":
         return (z > 0).to(z.dtype)
+    x = x.masked_fill(x == 0, 1.0) if is_symbolic(x) else x  # 0/0 has no derivative
     if not step.op.at_zero:
         return torch.nan_to_num(z / x, nan=0.0)
     zero = _at_zero(step)
     slope: Tensor = torch.nan_to_num((z - zero) / x, nan=0.0)
     near = (x.abs() < 1e-3) & (zero != 0)
-    if bool(near.any()):  # the difference quotient loses its digits there: the tangent instead
+    if is_symbolic(near) or bool(near.any()):  # the difference quotient loses its digits there: the tangent instead
         slope = torch.where(near, step.vjp(torch.ones_like(z))[0], slope)
     return slope
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import CompositeError, DomainError
 from ..ops import Role
 from ..step import Function, Step
+from ..symbolic import is_symbolic
 from .base import Bias, Convention, Redistribution, Relevance, Rule, sample_mean
 from .maps import (
     ABSOLUTE,
@@ -155,8 +156,11 @@ ONE_BY_ONE = 8
 def _positive_sum(step: Step) -> Tensor:
     """Σ_i (w_ij x_i)⁺ = (Σ_i |w_ij||x_i| + Σ_i w_ij x_i) / 2, at one linear operation.
 
-    Where little is positive the sum cancels: there the positive contributions are added up themselves.
+    Where little is positive the sum cancels: there the positive contributions are added up themselves. A program, which
+    can't ask where, adds them up everywhere, at two linear operations.
     """
+    if is_symbolic(step.x):
+        return total_of([forward_of(step, part) for part in _sides(step)[0]])
     size = forward_of(step, Part(ABSOLUTE, SIZE))
     z = (size + forward_of(step, Part(IDENTITY, SAME))) / 2
     uncertain = z < CANCELS * size
@@ -254,7 +258,8 @@ class ZBox(AffineRule):
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         low, high = step.memo.get("box", lambda: self._box(step))
-        parts = [Part(shifted(low), PLUS), Part(shifted(high), MINUS)]
+        marked = _marked(step, low, high) if is_symbolic(step.x) else low
+        parts = [Part(shifted(marked), PLUS), Part(shifted(high), MINUS)]
         native = forward_of(step, Part(IDENTITY, SAME))
 
         def denominator() -> Tensor:
@@ -285,7 +290,9 @@ class ZBox(AffineRule):
                     f"bounds of shape {tuple(bound.shape)} do not fit an input of shape {tuple(x.shape)} ({where}); "
                     "pass numbers, or tensors that broadcast to one sample, such as (channels, 1, 1)"
                 )
-        slack = 1e-5 * (high - low).abs().max()
+        if is_symbolic(x):
+            return low, high
+        slack = _slack(low, high)
         if bool((low > 0).any()) or bool((high < 0).any()):
             raise DomainError(
                 f"z^B needs low <= 0 <= high, got low up to {low.max():g}, high down to {high.min():g} ({where})"
@@ -316,7 +323,20 @@ class ZBox(AffineRule):
 
         if own:
             return total_of([corner(bound, weights) for bound, weights in parts])
-        return step.cache.get(("corners", step.x.shape[1:]), lambda: total_of([corner(b, w) for b, w in parts]))
+        return step.cache.get(("corners", str(step.x.shape[1:])), lambda: total_of([corner(b, w) for b, w in parts]))
+
+
+def _slack(low: Tensor, high: Tensor) -> Tensor:
+    """So far outside of a box rounding may carry an input."""
+    return 1e-5 * (high - low).abs().max()
+
+
+def _marked(step: Step, low: Tensor, high: Tensor) -> Tensor:
+    """The lower bound, NaN for samples outside the box: a program can't raise, so their relevance is NaN."""
+    x, slack = step.x, _slack(low, high)
+    axes = tuple(axis for axis in range(x.dim()) if axis != step.batch_axis)
+    outside = ((x < low - slack) | (x > high + slack)).any(axes, keepdim=True)
+    return torch.where(outside, torch.nan, low)
 
 
 def _broadcasts(bound: Tensor, x: Tensor) -> bool:

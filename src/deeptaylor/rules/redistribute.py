@@ -110,7 +110,7 @@ def forward_of(step: Step, part: Part) -> Tensor:
     if part.inputs is ONE:
         one = affine.one()
         return step.cache.get(
-            ("of ones", part.weights.name, one.shape), lambda: affine.forward(one, weight_of(step, part.weights))
+            ("of ones", part.weights.name, str(one.shape)), lambda: affine.forward(one, weight_of(step, part.weights))
         )
     return affine.forward(part.inputs.of(step.x), weight_of(step, part.weights))
 

@@ -1,0 +1,1 @@
+"""Explanations as programs of their own: compiled, exported, differentiated."""
