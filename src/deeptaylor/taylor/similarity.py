@@ -53,6 +53,8 @@ class Similarity:
     nodes: tuple[int, int]
     """Nodes of the path integrals of x and y; 0 without one."""
     cost: Cost
+    notes: tuple[str, ...] = ()
+    """What was chosen and why."""
 
     @property
     def explained(self) -> float:
@@ -125,7 +127,8 @@ class Similarity:
             f"{self.references_part:.4g}; pairs {self.explained:.6g}, residual {self.residual:.2g}"
         ]
         lines += [f"  {a} · {b}: {value:+.4g}" for (a, b), value in self.top(5)]
-        return "\n".join([*lines, f"  cost: {self.cost}", *(f"  warning: {text}" for text in self.warnings)])
+        lines += [f"  cost: {self.cost}", *(f"  note: {text}" for text in self.notes)]
+        return "\n".join([*lines, *(f"  warning: {text}" for text in self.warnings)])
 
 
 def similarity(
