@@ -129,7 +129,7 @@ def interactions(
     before = model.cost if isinstance(model, Score) else Cost()
     if isinstance(inputs, Tensor) and inputs.dim() > 1 and len(inputs) > 1:
         raise InputError(
-            f"{len(inputs)} samples: an expansion is of one sample, inputs[:1]; dt.interactions_each(model, inputs) takes all"
+            f"{len(inputs)} samples: an expansion is of one sample, inputs[:1]; dt.interactions_each takes them all"
         )
     if not isinstance(model, Score):
         model = Score(model, inputs, target=target, kwargs=kwargs, head=head, batch=batch)

@@ -121,6 +121,12 @@ class Similarity:
             raise MissingExtra("tables need pandas", "tables") from error
         return pandas.DataFrame(self.matrix().numpy(), index=self.segments_x.names, columns=self.segments_y.names)
 
+    def plot(self, **options: Any) -> Any:
+        """A matplotlib figure: the strongest pairs as lines between the two inputs' segments."""
+        from .pictures import between
+
+        return between(self, **options)
+
     def __str__(self) -> str:
         lines = [
             f"similarity {self.value:.6g} ({self.method}, norm {self.norm}); of that, from references "
