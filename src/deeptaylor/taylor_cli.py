@@ -171,20 +171,6 @@ def _of_texts(texts: list[str], model: str, target: str | None, method: str | No
     _write(out, [Shown(texts[0], result)], f"Words that act together on {result.target}", lambda: panels(result))
 
 
-def show_concrete(page: Path) -> None:
-    """The demo's table: which ingredients of concrete act together, in words, and one mixture's account as a figure."""
-    from . import taylor_demo
-    from .taylor.pictures import panels
-
-    with stderr.status("training five small networks on 824 mixtures of concrete"):
-        made = taylor_demo.concrete()
-        pairs = ", ".join(f"{name} {value:.1f}" for name, value in taylor_demo.pairs(made))
-        result = taylor_demo.strongest(made)
-    _say(f"concrete (test R² {made.r2:.2f}), strongest pairs, mean |∂²f| in MPa: {pairs}")
-    _say(f"the strongest test mixture against an average one: {result}")
-    _save(panels(result), page.with_name("concrete.png"))
-
-
 def _given(
     model: str,
     photo: Path | None,

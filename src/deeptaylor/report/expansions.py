@@ -21,12 +21,15 @@ TOP = 8
 CSS = """
 .dt-figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 .dt-figures figure { margin: 0; flex: 1 1 22rem; max-width: 100%; }
+.dt-figures figure.dt-wide { flex-basis: 100%; }
 .dt-figures img { width: 100%; height: auto; background: #fff; border: 1px solid #e3dfd7; border-radius: 8px; }
 .dt-figures figcaption { font-size: .84rem; opacity: .8; }
 .dt-taylor table { border-collapse: collapse; font-size: .88rem; margin: .5rem 0; }
 .dt-taylor th { text-align: left; font-weight: 600; } .dt-taylor th, .dt-taylor td { padding: .15rem 1.2rem .15rem 0; }
 .dt-taylor td { font-variant-numeric: tabular-nums; }
-.dt-taylor .dt-beware { background: #fdf3e3; color: #8a4b00; border-radius: 8px; padding: .5rem .8rem; font-size: .88rem; margin: .3rem 0; }
+.dt-taylor .dt-beware {
+  background: #fdf3e3; color: #8a4b00; border-radius: 8px; padding: .5rem .8rem; font-size: .88rem; margin: .3rem 0;
+}
 """
 
 
@@ -127,8 +130,9 @@ def _pairs(result: Expansion) -> str:
 
 def _similarity(result: Similarity) -> str:
     said = (
-        f"Similarity {result.value:.4g} ({result.method}, norm {result.norm}), of which {result.references_part:.4g} lies in the "
-        f"references. The pairs add up to {result.explained:.4g}, residual {result.residual:.2g}. Cost: {result.cost}."
+        f"Similarity {result.value:.4g} ({result.method}, norm {result.norm}), of which {result.references_part:.4g} "
+        f"lies in the references. The pairs add up to {result.explained:.4g}, residual {result.residual:.2g}. "
+        f"Cost: {result.cost}."
     )
     figures = [(between(result), "The strongest pairs as lines between the two; thicker is stronger.")]
     rows = [[f"{a} · {b}", f"{value:+.4g}"] for (a, b), value in result.top(TOP)]
@@ -149,10 +153,16 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _figures(figures: Sequence[tuple[Any, str]]) -> str:
     parts = [
-        f'<figure><img alt="{escape(caption)}" src="{_png(figure)}"><figcaption>{escape(caption)}</figcaption></figure>'
+        f'<figure{_wide(figure)}><img alt="{escape(caption)}" src="{_png(figure)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
         for figure, caption in figures
     ]
     return f'<div class="dt-figures">{"".join(parts)}</div>'
+
+
+def _wide(figure: Any) -> str:
+    width, height = figure.get_size_inches()
+    return ' class="dt-wide"' if width > 2 * height else ""
 
 
 def _png(figure: Any) -> str:

@@ -45,7 +45,7 @@ def orders(expansion: Expansion, *, photo: Any = None, **options: Any) -> Figure
         titles.append(f"order {k}: {float(share):.3g}{trust}")
     if photo is not None:
         options["photos"] = [photo]
-    return grid([[m.double().cpu().numpy() for m in maps]], columns=titles, **options)
+    return grid([[m.double().cpu().numpy() for m in maps]], titles=[titles], **options)
 
 
 def panels(expansion: Expansion, *, photo: Any = None) -> Figure:
@@ -179,8 +179,9 @@ def between(found: Similarity, *, k: int = 12, axes: Axes | None = None) -> Figu
                   lw=0.4 + 4.5 * abs(value) / top, alpha=0.75, solid_capstyle="round")  # fmt: skip
     for p in best[:3]:
         i, j = divmod(p, len(other))
-        axes.annotate(f"{float(pairs[i, j]):+.2f}", ((2 * places[0][i] + places[1][j]) / 3, 2 / 3), fontsize=8, ha="center",
-                      bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8})  # fmt: skip
+        place = ((2 * places[0][i] + places[1][j]) / 3, 2 / 3)
+        patch = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8}
+        axes.annotate(f"{float(pairs[i, j]):+.2f}", place, fontsize=8, ha="center", bbox=patch)
     axes.set_xlim(0, widest)
     axes.set_ylim(-0.25, 1.25)
     axes.set_axis_off()
