@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "taylor_planted.json", HERE.parent / "docs" / "taylor_planted.md"
 SIDE, PATCH = 7, 8
 SEEDS = (0, 1)
-TESTED = 15
+TESTED = 10
 """Inputs per trained network."""
 
 Estimate = Callable[[nn.Module, Tensor, Any, Any], Expansion]
@@ -98,6 +98,8 @@ def images(seed: int, act: Callable[[], nn.Module], pools: bool = False) -> dict
         i, j = places[n].tolist()
         truth[i, j] = truth[j, i] = -1.0
         for name, estimate in {**GRADIENTS, **VALUES}.items():
+            if name == "fit_taylor":  # what interactions chooses for photos, with the same masks
+                continue
             record(rows, name, truth, lambda e=estimate, n=n: e(model, x[n : n + 1], "zero", (SIDE, SIDE)))
     return {"right": right, "methods": summary(rows)}
 
@@ -175,8 +177,8 @@ def words(seed: int, act: Callable[[], nn.Module]) -> dict[str, Any]:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = Reader(act)
-    ids, value = sentences(16_000, generator)
-    trained(model, (ids,), value, epochs=16, regression=True, rate=3e-3)
+    ids, value = sentences(12_000, generator)
+    trained(model, (ids,), value, epochs=12, regression=True, rate=3e-3)
     ids, value = sentences(500, generator)
     with torch.no_grad():
         right = 1 - float(((model(ids)[:, 0] - value) ** 2).mean() / value.var())
@@ -309,7 +311,7 @@ def page(known: dict[str, Any]) -> str:
         "Networks are trained on rules that make certain pairs of inputs act together, so that it is known which. *First*: how often "
         "the strongest pair that an estimator names was planted (of a table: the strongest planted). *Precision*: share of planted "
         "pairs among as many strongest. *r*: correlation with the truth over all pairs. *Passes*: forwards, gradients and tangents. "
-        f"Seeds {' and '.join(map(str, SEEDS))}, {TESTED} inputs each.",
+        f"Seeds {' and '.join(map(str, SEEDS))}.",
         "",
         f"**`dt.interactions` named a planted pair first on {hits / inputs:.1%} of {inputs:.0f} inputs.**",
         "",
@@ -323,9 +325,10 @@ def page(known: dict[str, Any]) -> str:
             continue
         seeds = parts[name].values()
         right = " and ".join(f"{seed['right']:.3f}" for seed in seeds)
+        count = sum(seed["methods"][DEFAULT]["inputs"] for seed in seeds)
         measure = "accuracy" if name.startswith("images") else "R²"
         lines += [
-            f"## {title}", "", f"{EXPLAINED[name.split('-')[0]]} Held-out {measure} {right}.", "",
+            f"## {title}", "", f"{EXPLAINED[name.split('-')[0]]} Held-out {measure} {right}; {count} inputs.", "",
             "| estimator | first | precision | r | residual | passes |", "|---|---|---|---|---|---|",
         ]  # fmt: skip
         for method in next(iter(seeds))["methods"]:

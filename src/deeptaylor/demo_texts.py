@@ -52,8 +52,8 @@ def sentences_sections(console: Console) -> list[Section]:
     acting = Section(
         f"Words that act together: {' and '.join(pair)}",
         "The same network: what two words do to the score of “positive” together and not apart, as the exact "
-        "Shapley-Taylor index of all words present or absent. Words alone, pairs and remainder add up to the score, and "
-        "the account shows whether the strongest pair is enough.",
+        "Shapley-Taylor index of all words present or absent. Words alone, pairs and remainder add up to the score, "
+        "and the account shows whether the strongest pair is enough.",
         expanded([Shown(FIXED[1], together)]),
     )
     return [one_by_one, acting]

@@ -20,8 +20,8 @@ TOP = 8
 """Pairs that are listed."""
 CSS = """
 .dt-figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
-.dt-figures figure { margin: 0; flex: 1 1 22rem; max-width: 100%; }
-.dt-figures figure.dt-wide { flex-basis: 100%; }
+.dt-figures figure { margin: 0; flex: 1 1 22rem; max-width: min(100%, 36rem); }
+.dt-figures figure.dt-wide { flex-basis: 100%; max-width: 100%; }
 .dt-figures img { width: 100%; height: auto; background: #fff; border: 1px solid #e3dfd7; border-radius: 8px; }
 .dt-figures figcaption { font-size: .84rem; opacity: .8; }
 .dt-taylor table { border-collapse: collapse; font-size: .88rem; margin: .5rem 0; }
@@ -94,9 +94,11 @@ def _expansion(shown: Shown) -> str:
             (orders(result, photo=shown.photo), "What each order says where, its share and its trust radius.")
         )
     if len(result.coefficients) > 1:
-        figures.append((network(result, photo=shown.photo), "The strongest pairs: red do more together, blue less."))
-        figures.append((matrix(result), "Terms on the diagonal, half of each pair's share beside it."))
-    figures.append((waterfall(result), "From f(x₀) to f(x); what is left unexplained is a bar of its own."))
+        figures.append(
+            (_untitled(network(result, photo=shown.photo)), "The strongest pairs: red do more together, blue less.")
+        )
+        figures.append((_untitled(matrix(result)), "Terms on the diagonal, half of each pair's share beside it."))
+    figures.append((_untitled(waterfall(result)), "From f(x₀) to f(x); what is left unexplained is a bar of its own."))
     return (
         "".join(f'<p class="dt-small">{escape(text)}</p>' for text in said)
         + _beware(result.warnings)
@@ -134,7 +136,7 @@ def _similarity(result: Similarity) -> str:
         f"lies in the references. The pairs add up to {result.explained:.4g}, residual {result.residual:.2g}. "
         f"Cost: {result.cost}."
     )
-    figures = [(between(result), "The strongest pairs as lines between the two; thicker is stronger.")]
+    figures = [(_untitled(between(result)), "The strongest pairs as lines between the two; thicker is stronger.")]
     rows = [[f"{a} · {b}", f"{value:+.4g}"] for (a, b), value in result.top(TOP)]
     return f'<p class="dt-small">{escape(said)}</p>{_beware(result.warnings)}{_figures(figures)}' + _table(
         ["strongest pairs", "share"], rows
@@ -158,6 +160,13 @@ def _figures(figures: Sequence[tuple[Any, str]]) -> str:
         for figure, caption in figures
     ]
     return f'<div class="dt-figures">{"".join(parts)}</div>'
+
+
+def _untitled(figure: Any) -> Any:
+    """The page says it in text."""
+    for axes in figure.axes:
+        axes.set_title("")
+    return figure
 
 
 def _wide(figure: Any) -> str:
