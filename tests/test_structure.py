@@ -51,9 +51,9 @@ def test_public_names_are_these():
         "Attribution", "AuditReport", "Composite", "Explainer", "Ledger", "TextAttribution", "Vocabulary", "__version__", "audit",
         "check_derivatives", "composites", "contrast", "dataset_coefficients", "differences", "errors", "exact_nearest_root", "explain",
         "explain_text", "extend", "fit_taylor", "gradient_regression", "gradient_secant", "importers", "integrated_hessians",
-        "integrated_terms", "interactions", "justify", "log_odds", "nearest_root", "recursive_taylor", "rules", "safe_mode",
-        "shapley_taylor", "similarity", "smooth_mode", "taylor", "taylor_orders", "taylor_path", "taylor_terms", "testing", "top",
-        "walk_relevance",
+        "integrated_terms", "interactions", "interactions_each", "justify", "log_odds", "nearest_root", "recursive_taylor", "rules", "safe_mode",
+        "shapley_taylor", "similarity", "smooth_mode", "taylor", "taylor_orders", "taylor_path", "taylor_terms", "testing", "text_interactions",
+        "text_similarity", "top", "walk_relevance",
     ]  # fmt: skip
 
 

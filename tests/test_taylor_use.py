@@ -396,3 +396,80 @@ def test_tables_from_the_command_line(tmp_path: object, monkeypatch: pytest.Monk
     run = CliRunner().invoke(app, ["taylor", "-m", "taylornets:build"])
     assert run.exit_code == 2
     assert "give one photo" in run.output
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many samples, two inputs, texts
+
+
+def test_every_sample_of_a_batch_has_its_own_expansion() -> None:
+    x = torch.cat([sample(6, seed=seed) for seed in (3, 4, 5)])
+    with pytest.raises(dt.errors.InputError, match="interactions_each"):
+        dt.interactions(mlp(), x, "zero")
+    found = dt.interactions_each(mlp(), x, "zero", target=[0, 1, 2])
+    for n, one in enumerate(found):
+        alone = dt.interactions(mlp(), x[n : n + 1], "zero", target=n)
+        assert torch.equal(one.interactions, alone.interactions)
+        assert one.target == f"class {n}"
+    with pytest.raises(dt.errors.InputError, match="2 targets for 3 samples"):
+        dt.interactions_each(mlp(), x, "zero", target=[0, 1])
+    with pytest.raises(dt.errors.InputError, match="take fewer samples"):
+        dt.interactions_each(mlp(act=nn.ReLU), x, "zero", budget=300)
+
+
+def test_two_inputs_of_an_encoder_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, x, y = mlp(outputs=5), sample(6, seed=3), sample(6, seed=4)
+    told: list[str] = []
+    monkeypatch.setattr(dt.taylor.interactions.__globals__["LOG"], "info", lambda text, *a: told.append(text % a))
+    found = dt.interactions(encoder, (x, y))
+    assert isinstance(found, dt.taylor.Similarity)
+    assert "two inputs" in told[0]
+    assert "about 48 passes" in found.notes[0]
+    assert torch.equal(found.matrix(), dt.similarity(encoder, x, y).matrix())
+    assert found.relative_residual < 0.01
+    patches = dt.interactions(convolutional().double(), (sample(3, 28, 28), sample(3, 28, 28, seed=2)), "zero", (2, 2))
+    assert patches.matrix().shape == (4, 4)
+    for inputs, options, says in [
+        ((x, y), {"target": 0}, "no target"),
+        ((x, y, x), {}, "tuple of two samples"),
+        ((x, y), {"method": "differences"}, "those for two inputs"),
+        ((x.long(), y.long()), {}, "text_similarity"),
+        ((x, y), {"budget": 10}, "the budget is 10"),
+    ]:
+        with pytest.raises(dt.errors.InputError, match=says):
+            dt.interactions(encoder, inputs, **options)
+
+
+class Negating(nn.Module):
+    """Σ of the words' worths, that of a word after "not" turned round."""
+
+    words = ("<pad>", "it", "is", "not", "a", "bad", "good", "movie", "very")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.worth = nn.Parameter(torch.tensor([0.0, 0.1, 0, 0, 0, -3, 2, 0.2, 0.5], dtype=torch.float64))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        negated = nn.functional.pad(ids[:, :-1] == 3, (1, 0))
+        score = (self.worth[ids] * torch.where(negated, -1.0, 1.0)).sum(1)
+        return torch.stack([-score, score], 1)
+
+
+def test_words_that_act_together_are_named() -> None:
+    vocabulary = dt.Vocabulary(Negating.words, pad="<pad>")
+    found = dt.text_interactions(
+        Negating().eval(), vocabulary, "It is not bad, a very very good movie".replace(",", "")
+    )
+    ((pair, value),) = found.top(1)
+    assert pair == ("not", "bad")
+    assert value == pytest.approx(6)
+    assert {"very (1)", "very (2)"} <= set(found.names)
+    assert found.target == "class 1"
+    assert any("padding" in note for note in found.notes)
+    rest = found.interactions.clone()
+    rest[2, 3] = rest[3, 2] = 0
+    assert float(rest.abs().max()) < 1e-12
+    with pytest.raises(dt.errors.InputError, match="absent=id"):
+        dt.text_interactions(Negating().eval(), dt.Vocabulary(Negating.words), "not bad")
+    with pytest.raises(dt.errors.InputError, match="one text"):
+        dt.text_interactions(Negating().eval(), vocabulary, ["not bad"])

@@ -31,6 +31,7 @@ from .taylor import gradient_secant as gradient_secant
 from .taylor import integrated_hessians as integrated_hessians
 from .taylor import integrated_terms as integrated_terms
 from .taylor import interactions as interactions
+from .taylor import interactions_each as interactions_each
 from .taylor import safe_mode as safe_mode
 from .taylor import shapley_taylor as shapley_taylor
 from .taylor import similarity as similarity
@@ -42,3 +43,5 @@ from .taylor import walk_relevance as walk_relevance
 from .text import TextAttribution as TextAttribution
 from .text import Vocabulary as Vocabulary
 from .text import explain_text as explain_text
+from .text import text_interactions as text_interactions
+from .text import text_similarity as text_similarity

@@ -92,10 +92,10 @@ def load_demo_photos() -> Iterator[tuple[DemoPhoto, Image]]:
 
 def load_demo_texts(console: Console, note: Callable[[str], None]) -> list[Section]:
     """The sentences' section; none, and a note that says why, where their data is not installed."""
-    from .demo_texts import sentences_section
+    from .demo_texts import sentences_sections
 
     try:
-        return [sentences_section(console)]
+        return sentences_sections(console)
     except MissingExtra as missing:
         note(f"photos only: {missing}")
         return []

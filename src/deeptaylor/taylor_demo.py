@@ -1,4 +1,4 @@
-"""The demo's table: what makes concrete strong, by a network trained on the spot, and which ingredients act together.
+"""The demo's table and its pair of sentences: which ingredients of concrete act together, and which words are alike.
 
 Data: 1,030 mixtures, eight columns and their compressive strength in MPa. I-Cheng Yeh, "Modeling of strength of
 high-performance concrete using artificial neural networks", Cement and Concrete Research 28(12), 1998; UCI Machine
@@ -8,22 +8,29 @@ Learning Repository (CC BY 4.0), as in the R package modeldata (MIT).
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
+from .errors import MissingExtra
+from .report.build import Section
+from .report.expansions import Shown, fragment
 from .taylor import interactions
 from .taylor.dataset import dataset_coefficients
 from .taylor.ranking import DatasetCoefficients
 from .taylor.result import Expansion
 from .taylor.segments import each_feature
+from .text import text_similarity
 
 NAMES = ("cement", "slag", "fly ash", "water", "superplasticizer", "coarse aggregate", "fine aggregate", "age")
 TEST_ROWS = 206
 STEPS = 800
 MEMBERS = 5
+SENTENCES = ("a man is playing a guitar", "someone strums an acoustic guitar")
 
 
 @dataclass(frozen=True)
@@ -106,3 +113,44 @@ def strongest(made: Concrete) -> Expansion:
     row = int(made.strength.argmax())
     x = made.test[row : row + 1]
     return interactions(made.model, x, "zero", each_feature(x, NAMES))
+
+
+def concrete_section(console: Console) -> Section:
+    """Which ingredients act together in a section of the demo's page, and on the console."""
+    with console.status("training five small networks on 824 mixtures of concrete"):
+        made = concrete()
+        listed = ", ".join(f"{name} {value:.1f}" for name, value in pairs(made))
+        result = strongest(made)
+    console.print(f"concrete (test R² {made.r2:.2f}), strongest pairs, mean |∂²f| in MPa: {listed}")
+    return Section(
+        "Ingredients of concrete that act together",
+        f"1,030 mixtures and their strength in MPa, five small networks trained a moment ago (test R² {made.r2:.2f}). "
+        f"Over the test mixtures the strongest pairs are, as mean |∂²f| for a standard deviation of each: {listed}. "
+        "Below, the strongest mixture against an average one, decomposed along the path between the two.",
+        fragment([Shown("The strongest test mixture against an average one", result)]),
+    )
+
+
+def pair_sections(console: Console, note: Callable[[str], None]) -> list[Section]:
+    """Which words make two sentences alike to MiniLM; none, and a note that says why, where it is not installed."""
+    from .demo_language import load_minilm
+
+    try:
+        with console.status("comparing two sentences with MiniLM"):
+            model, tokenizer = load_minilm()
+            found = text_similarity(model, tokenizer, *SENTENCES)
+    except MissingExtra as missing:
+        note(f"no pair of sentences: {missing}")
+        return []
+    (words, value), *_ = found.top(1)
+    best = f"{' · '.join(words)} ({value:+.2f})"
+    console.print(f"“{SENTENCES[0]}”, “{SENTENCES[1]}”: cosine {found.value:.2f}, most of it by {best}")
+    return [
+        Section(
+            "Words that make two sentences alike",
+            "all-MiniLM-L6-v2 gives each sentence a vector; their cosine is shared out among pairs of words, one of "
+            "each sentence, by the integrated Jacobian from sentences of mask tokens, in forward mode. Pairs add up to "
+            "what the words, and not the masks, have to do with it.",
+            fragment([Shown(" · ".join(SENTENCES), found)]),
+        )
+    ]

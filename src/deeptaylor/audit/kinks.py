@@ -14,6 +14,7 @@ from ..graph import Node
 from ..ops import Op
 from ..rules.pooling import window_of
 from ..step import Step
+from .choices import ADAPTIVE, CHOOSERS, held
 
 aten = torch.ops.aten
 
@@ -62,7 +63,8 @@ def _selects(node: Node) -> bool:
 
 def has_kinks(node: Node) -> bool:
     """Whether `kink_of` knows an operation's linear branches."""
-    return node.op in ELEMENTWISE or node.op in _POOLS or node.short in ("maximum", "minimum")
+    known = node.op in ELEMENTWISE or node.op in _POOLS or node.op in CHOOSERS or node.op in ADAPTIVE
+    return known or node.short in ("maximum", "minimum")
 
 
 _POOLS = (
@@ -85,6 +87,8 @@ def kink_of(node: Node, op: Op, arguments: Arguments, call: Callable[..., Tensor
         return _elementwise(call, xs[0], ELEMENTWISE[node.op](arguments))
     if node.op in _POOLS:
         return _pool(Step(node, op, call, xs, call(*xs)[0] if op.first else call(*xs)))
+    if node.op in CHOOSERS or node.op in ADAPTIVE:
+        return Kink(*held(node.op, arguments, xs[0], call(*xs)))
     return _of_two(node, xs)
 
 

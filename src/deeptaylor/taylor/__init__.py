@@ -11,6 +11,7 @@ from .hidden import Hidden as Hidden
 from .integrals import integrated_hessians as integrated_hessians
 from .integrals import integrated_terms as integrated_terms
 from .interactions import interactions as interactions
+from .interactions import interactions_each as interactions_each
 from .nearest_root import Root as Root
 from .nearest_root import nearest_root as nearest_root
 from .orders import taylor_orders as taylor_orders

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import InputError, MissingExtra
 from .result import Expansion, part_of_the_way, percent
+from .similarity import Similarity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +27,8 @@ def draw(expansion: Expansion, **options: Any) -> Figure:
     return waterfall(expansion, **options)
 
 
-def orders(expansion: Expansion, **options: Any) -> Figure:
-    """One heatmap per order (for images), titled with its share and its trust radius.
+def orders(expansion: Expansion, *, photo: Any = None, **options: Any) -> Figure:
+    """One heatmap per order (for images), titled with its share and its trust radius; beside the photo, where given.
 
     Raises:
         InputError: there are no order maps, or they are no images.
@@ -42,7 +43,9 @@ def orders(expansion: Expansion, **options: Any) -> Figure:
     for k, share in enumerate(expansion.shares, 1):
         trust = "" if reach is None else f"\nholds for {part_of_the_way(float(reach[k - 1]))} of the way"
         titles.append(f"order {k}: {float(share):.3g}{trust}")
-    return grid([[m.double().cpu().numpy() for m in maps]], columns=titles, **options)
+    if photo is not None:
+        options["photos"] = [photo]
+    return grid([[m.double().cpu().numpy() for m in maps]], titles=[titles], **options)
 
 
 def panels(expansion: Expansion, *, photo: Any = None) -> Figure:
@@ -77,14 +80,19 @@ def matrix(expansion: Expansion, *, axes: Axes | None = None) -> Figure:
 
 
 def waterfall(expansion: Expansion, *, k: int = 12, axes: Axes | None = None) -> Figure:
-    """From f(x₀) to f(x): the k strongest terms and pairs, the rest together, and the remainder as its own bar."""
-    parts = {key: value for key, value in expansion.to_dict().items() if key}
-    names = expansion.names
-    best = sorted(parts, key=lambda key: -abs(parts[key]))[:k]
-    rows = [(" × ".join(names[s] for s in key), parts[key]) for key in best]
-    rest = sum(parts.values()) - sum(value for _, value in rows)
-    if len(parts) > k:
-        rows.append((f"{len(parts) - k} others", rest))
+    """From f(x₀) to f(x): the k strongest terms and pairs, the rest together, and the remainder as its own bar.
+
+    Of order maps, the orders.
+    """
+    if expansion.coefficients:
+        parts = {key: value for key, value in expansion.to_dict().items() if key}
+        names = expansion.names
+        best = sorted(parts, key=lambda key: -abs(parts[key]))[:k]
+        rows = [(" × ".join(names[s] for s in key), parts[key]) for key in best]
+        if len(parts) > k:
+            rows.append((f"{len(parts) - k} others", sum(parts.values()) - sum(value for _, value in rows)))
+    else:
+        rows = [(f"order {n}", share) for n, share in enumerate(expansion.shares.tolist(), 1)]
     rows.append(("remainder", expansion.residual))
     axes = _figure(7.5, 1.6 + 0.3 * len(rows)).add_subplot() if axes is None else axes
     figure: Any = axes.figure
@@ -148,6 +156,38 @@ def network(expansion: Expansion, *, k: int = 12, photo: Any = None, axes: Axes 
         axes.set_ylim(-0.25 * max(highest, 1), 1.25 * max(highest, 0.5))
     axes.set_axis_off()
     axes.set_title(_headline(expansion), fontsize=9)
+    return figure
+
+
+def between(found: Similarity, *, k: int = 12, axes: Axes | None = None) -> Figure:
+    """The k strongest pairs as lines from the words (segments) of one input, above, to those of the other, below."""
+    one, other = found.segments_x.names, found.segments_y.names
+    widest = max(len(one), len(other))
+    axes = _figure(max(6.0, 0.95 * widest), 3.6).add_subplot() if axes is None else axes
+    figure: Any = axes.figure
+    places = [[(n + 0.5) * widest / len(names) for n in range(len(names))] for names in (one, other)]
+    for names, xs, y in ((one, places[0], 1.0), (other, places[1], 0.0)):
+        for name, x in zip(names, xs, strict=True):
+            axes.annotate(name, (x, y + (0.04 if y else -0.04)), ha="center", va="bottom" if y else "top", fontsize=9)
+    pairs = found.matrix()
+    best = pairs.abs().flatten().argsort(descending=True)[:k].tolist()
+    top = float(pairs.abs().max()) or 1.0
+    for p in best:
+        i, j = divmod(p, len(other))
+        value = float(pairs[i, j])
+        axes.plot([places[0][i], places[1][j]], [1, 0], color="#af2923" if value > 0 else "#184692",
+                  lw=0.4 + 4.5 * abs(value) / top, alpha=0.75, solid_capstyle="round")  # fmt: skip
+    for p in best[:3]:
+        i, j = divmod(p, len(other))
+        place = ((2 * places[0][i] + places[1][j]) / 3, 2 / 3)
+        patch = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8}
+        axes.annotate(f"{float(pairs[i, j]):+.2f}", place, fontsize=8, ha="center", bbox=patch)
+    axes.set_xlim(0, widest)
+    axes.set_ylim(-0.25, 1.25)
+    axes.set_axis_off()
+    axes.set_title(
+        f"similarity {found.value:.3g}; pairs {found.explained:.3g}, residual {found.residual:.1g}", fontsize=9
+    )
     return figure
 
 

@@ -53,6 +53,8 @@ class Similarity:
     nodes: tuple[int, int]
     """Nodes of the path integrals of x and y; 0 without one."""
     cost: Cost
+    notes: tuple[str, ...] = ()
+    """What was chosen and why."""
 
     @property
     def explained(self) -> float:
@@ -119,13 +121,20 @@ class Similarity:
             raise MissingExtra("tables need pandas", "tables") from error
         return pandas.DataFrame(self.matrix().numpy(), index=self.segments_x.names, columns=self.segments_y.names)
 
+    def plot(self, **options: Any) -> Any:
+        """A matplotlib figure: the strongest pairs as lines between the two inputs' segments."""
+        from .pictures import between
+
+        return between(self, **options)
+
     def __str__(self) -> str:
         lines = [
             f"similarity {self.value:.6g} ({self.method}, norm {self.norm}); of that, from references "
             f"{self.references_part:.4g}; pairs {self.explained:.6g}, residual {self.residual:.2g}"
         ]
         lines += [f"  {a} · {b}: {value:+.4g}" for (a, b), value in self.top(5)]
-        return "\n".join([*lines, f"  cost: {self.cost}", *(f"  warning: {text}" for text in self.warnings)])
+        lines += [f"  cost: {self.cost}", *(f"  note: {text}" for text in self.notes)]
+        return "\n".join([*lines, *(f"  warning: {text}" for text in self.warnings)])
 
 
 def similarity(
