@@ -205,6 +205,11 @@ def test_a_vocabulary_that_does_not_fit_is_refused() -> None:
         dt.Vocabulary(WORDS, unknown="[UNK]")
 
 
+def test_a_text_of_unknown_words_alone_is_told() -> None:
+    with pytest.warns(dt.errors.TextWarning, match=r"knows no word of '这部电影': the model sees '<unk>' for each"):
+        dt.explain_text(KimCNN().eval(), VOCABULARY, "这部电影", target=1)
+
+
 def test_a_text_that_is_too_long_is_cut_and_the_loss_is_told() -> None:
     with pytest.warns(dt.errors.TextWarning, match=r"13 tokens, the model takes 5: the last 8 .*characters 16 to 45"):
         found = dt.explain_text(KimCNN().eval(), VOCABULARY, REVIEW, max_length=5, target=1)[0]
