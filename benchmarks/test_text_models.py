@@ -217,6 +217,8 @@ def test_words_are_contrasted_and_a_word_of_two_tokens_is_refused(fast: Any) -> 
     assert torch.allclose(lead.relevance, one.relevance - other.relevance, atol=1e-4)
     with pytest.raises(dt.errors.TargetError, match="is 2 tokens"):
         dt.explain_text(model, fast, "it is", target="movies")
+    with pytest.raises(dt.errors.TargetError, match="names no token"):
+        dt.explain_text(model, fast, "it is", target="")
 
 
 def test_an_encoder_decoder_shares_its_answer_among_source_and_answer_so_far(fast: Any) -> None:

@@ -108,6 +108,8 @@ def check_texts(texts: Any) -> list[Text]:
     Raises:
         InputError: empty, or no text.
     """
+    if isinstance(texts, bytes):
+        raise InputError("texts are bytes; decode them first: texts.decode('utf-8')")
     lone = isinstance(texts, str) or (isinstance(texts, tuple) and len(texts) == 2 and isinstance(texts[0], str))
     listed: list[Text] = [texts] if lone else list(texts)
     if not listed:
@@ -200,7 +202,7 @@ def check_fit(model: Any, tokenizer: Any, encoded: Sequence[Encoded]) -> None:
     """Refuses a tokenizer that knows no words, or whose ids go beyond the model's embedding table.
 
     Raises:
-        InputError: it has special tokens alone, an id has no row, or the vocabulary as a whole is larger than the table.
+        InputError: it has special tokens alone; an id has no row; the vocabulary as a whole is larger than the table.
 
     Warns:
         TextWarning: a text has no word that the tokenizer knows; the vocabulary is much smaller than the table.
