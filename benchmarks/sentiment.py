@@ -161,16 +161,23 @@ def judge_of(name: str, corpus: Any, keep: Path | None) -> tuple[Judge, dict[str
         trained = _stored(keep, "cnn", lambda: train(corpus))
         judge = Judge(trained.model, trained.vocabulary, trained.model.words, trained.vocabulary.table[UNKNOWN])
         return judge, {"accuracy": trained.accuracy, "trained on": len(corpus.train.texts)}
-    from deeptaylor.demo_language import TUNED_ON, padded, tuned_minilm
+    from deeptaylor.demo_language import TUNED_ON, tuned_minilm
+    from deeptaylor.text.hub import transformers_ready
 
+    transformers_ready()
     model, tokenizer = _stored(keep, "minilm", lambda: tuned_minilm(corpus.train))
-    held_out = corpus.held_out
+    accuracy = _stored(keep, "minilm_accuracy", lambda: _accuracy(model, tokenizer, corpus.held_out))
+    embedding = model.encoder.get_input_embeddings()
+    return Judge(model, tokenizer, embedding, tokenizer.unk_token_id), {"accuracy": accuracy, "trained on": TUNED_ON}
+
+
+def _accuracy(model: nn.Module, tokenizer: Any, held_out: Any) -> float:
+    from deeptaylor.demo_language import padded
+
     ids = tokenizer(list(held_out.texts), truncation=True, max_length=64)["input_ids"]
     with torch.no_grad():
         said = torch.cat([model(*padded(ids[i : i + 50])).argmax(1) for i in range(0, len(ids), 50)])
-    accuracy = float((said == torch.tensor(held_out.positive)).float().mean())
-    embedding = model.encoder.get_input_embeddings()
-    return Judge(model, tokenizer, embedding, tokenizer.unk_token_id), {"accuracy": accuracy, "trained on": TUNED_ON}
+    return float((said == torch.tensor(held_out.positive)).float().mean())
 
 
 def _stored(keep: Path | None, name: str, make: Callable[[], Any]) -> Any:

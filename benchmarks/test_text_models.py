@@ -11,14 +11,17 @@ import shim  # noqa: F401  before torchvision, which transformers imports
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import csv
 import itertools
 
 import pytest
 import torch
 import transformers as hf
 from torch import nn
+from typer.testing import CliRunner
 
 import deeptaylor as dt
+from deeptaylor.cli import app
 from deeptaylor.text.encode import encode
 from deeptaylor.text.layout import stretches
 
@@ -214,6 +217,8 @@ def test_words_are_contrasted_and_a_word_of_two_tokens_is_refused(fast: Any) -> 
     assert torch.allclose(lead.relevance, one.relevance - other.relevance, atol=1e-4)
     with pytest.raises(dt.errors.TargetError, match="is 2 tokens"):
         dt.explain_text(model, fast, "it is", target="movies")
+    with pytest.raises(dt.errors.TargetError, match="names no token"):
+        dt.explain_text(model, fast, "it is", target="")
 
 
 def test_an_encoder_decoder_shares_its_answer_among_source_and_answer_so_far(fast: Any) -> None:
@@ -276,6 +281,84 @@ def test_similarity_of_pairs(fast: Any) -> None:
     assert found.attributions[0].ledger.gap.abs().max() < 1e-5
     with pytest.raises(dt.errors.InputError, match="has no head"):
         dt.explain_text(model, fast, "it is good")
+
+
+# --- the command line: hf:PATH
+
+
+def saved(tokenizer: Any, folder: Path) -> str:
+    model = bert("SequenceClassification", tokenizer, id2label={0: "negative", 1: "positive"})
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+def called(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["explain", *arguments], env={"COLUMNS": "300"})
+
+
+def test_a_folder_of_save_pretrained_explains_a_text_and_a_table_of_them(
+    fast: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = saved(fast, tmp_path / "model")
+    text = "it is not a bad movie"
+    done = called("--text", text, "--model", source, "--target", "positive", "--out", "words.safetensors")
+    assert done.exit_code == 0, done.output
+    own = dt.explain_text(hf.BertForSequenceClassification.from_pretrained("model"), fast, text, target=1)
+    agree(dt.TextAttribution.load("words.safetensors")[0], own[0])
+    Path("reviews.csv").write_text(f'id,text\n1,"{text}"\n2,"good, ""movie"""\n', encoding="utf-8")
+    done = called("--texts", "reviews.csv", "--column", "text", "--model", "hf:model", "--out", "words.csv")
+    assert done.exit_code == 0, done.output
+    with Path("words.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["word"] for row in rows if row["text"] == "0"] == ["[CLS]", *text.split(), "[SEP]"]
+
+
+def without_vocabulary(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+
+def without_head(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    kept = {name: value for name, value in load_file(path).items() if not name.startswith("classifier")}
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+def cut(name: str) -> Any:
+    def damage(folder: Path) -> None:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+
+    return damage
+
+
+DAMAGED = {
+    "weights cut short": (cut("model.safetensors"), "can't be loaded (SafetensorError)"),
+    "configuration cut short": (cut("config.json"), "is not a valid JSON file"),
+    "tokenizer cut short": (cut("tokenizer.json"), "can't be loaded (JSONDecodeError)"),
+    "no vocabulary": (without_vocabulary, "special tokens and not a single word"),
+    "no head": (without_head, "lacks 2 weights of its BertForSequenceClassification (classifier.bias"),
+}
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_folder_is_refused_clearly(damage: Any, said: str, fast: Any, tmp_path: Path) -> None:
+    source = saved(fast, tmp_path / "model")
+    damage(tmp_path / "model")
+    done = called("--text", "good", "--model", source, "--out", str(tmp_path / "words.html"))
+    assert done.exit_code == 2, done.output
+    assert said in done.output
+    assert not (tmp_path / "words.html").exists()
+
+
+def test_a_folder_that_is_not_there_is_named() -> None:
+    done = called("--text", "good", "--model", "hf:nothing")
+    assert done.exit_code == 2
+    assert "nor is there a folder 'nothing' here" in done.output
 
 
 # --- what does not fit

@@ -254,6 +254,58 @@ def test_gelu_that_an_exporter_took_apart_is_one_activation_again(order):
     assert torch.allclose(found, expected, atol=1e-5)
 
 
+def layer_norm(form, bias):
+    """Rows and constants of layer norm over the last axis: one operator, or taken apart as before opset 17."""
+    if form == "one operator":
+        rows = [("LayerNormalization", ["z", "g", *bias], ["n"], {"axis": -1, "epsilon": 1e-3})]
+    else:
+        square = ("Pow", ["d", "two"]) if form == "power" else ("Mul", ["d", "d"])
+        last = [("Mul", ["q", "g"], ["m"], {}), ("Add", ["b", "m"], ["n"], {})] if bias else [("Mul", ["g", "q"], ["n"], {})]  # fmt: skip
+        rows = [
+            ("ReduceMean", ["z"], ["mean"], {"axes": [-1]}), ("Sub", ["z", "mean"], ["d"], {}), (*square, ["s"], {}),
+            ("ReduceMean", ["s"], ["var"], {"axes": [-1]}), ("Add", ["var", "eps"], ["e"], {}), ("Sqrt", ["e"], ["r"], {}),
+            ("Div", ["d", "r"], ["q"], {}), *last,
+        ]  # fmt: skip
+    return rows, {"g": numbers(6), "b": numbers(6), "eps": np.float32(1e-3), "two": np.float32(2)}
+
+
+@pytest.mark.parametrize("bias", [["b"], []], ids=["bias", "no bias"])
+@pytest.mark.parametrize("form", ["one operator", "power", "product"])
+def test_layer_norm_that_an_exporter_took_apart_is_one_operation_again(form, bias):
+    rows, constants = layer_norm(form, bias)
+    constants |= {"w": numbers(4, 6), "v": numbers(6, 3)}
+    nodes = [("MatMul", ["x", "w"], ["z"], {}), *rows, ("MatMul", ["n", "v"], ["out"], {})]
+    imported, x = from_onnx(model(nodes, ["N", 4], constants)), torch.from_numpy(numbers(5, 4))
+    assert not any("not compared" in note for note in imported.notes)
+    own = nn.Sequential(
+        nn.Linear(4, 6, bias=False), nn.LayerNorm(6, eps=1e-3, bias=bool(bias)), nn.Linear(6, 3, bias=False)
+    )
+    own[0].weight.data, own[2].weight.data = (torch.from_numpy(constants[name].T.copy()) for name in "wv")
+    own[1].weight.data = torch.from_numpy(constants["g"])
+    if bias:
+        own[1].bias.data = torch.from_numpy(constants["b"])
+    for composite in ("deep-taylor", "auto"):
+        found = dt.explain(imported, x, composite=composite)
+        assert [row.op for row in found.plan.rows] == ["linear", "layer_norm", "linear"]
+        assert torch.allclose(found.relevance, dt.explain(own.eval(), x, composite=composite).relevance, atol=1e-5)
+
+
+def test_what_only_resembles_layer_norm_stays_as_it_is():
+    """Divided by the deviation of something else, or by the mean's square root over another axis."""
+    rows, constants = layer_norm("power", ["b"])
+    constants |= {"w": numbers(4, 6), "v": numbers(6, 3)}
+    changed = {
+        "other dividend": [("Div", ["z", "r"], ["q"], {}) if row[0] == "Div" else row for row in rows],
+        "cubed": rows,
+        "other axis": [(op, i, o, {"axes": [0]} if o == ["var"] else a) for op, i, o, a in rows],
+    }
+    for case, own in changed.items():
+        nodes = [("MatMul", ["x", "w"], ["z"], {}), *own, ("MatMul", ["n", "v"], ["out"], {})]
+        held = constants | ({"two": np.float32(4)} if case == "cubed" else {})
+        imported = from_onnx(model(nodes, [5, 4], held))
+        assert not any(isinstance(module, nn.LayerNorm) for module in imported.modules()), case
+
+
 def test_names_that_python_or_a_module_has_already_are_no_obstacle():
     nodes = [("MatMul", ["in", "float"], ["forward"], {}), ("Relu", ["forward"], ["type"], {}), ("MatMul", ["type", "1"], ["training"], {})]  # fmt: skip
     constants = {"float": numbers(4, 3), "1": numbers(3, 2)}

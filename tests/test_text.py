@@ -178,6 +178,7 @@ def test_the_model_is_as_it_was() -> None:
         (["good", " \n"], "text 1 is empty"),
         ([], "no texts"),
         ([3], "text 0 is int"),
+        (b"good", "texts are bytes"),
         (("good", "bad"), "is a pair"),
     ],
 )  # fmt: skip
@@ -205,6 +206,11 @@ def test_a_vocabulary_that_does_not_fit_is_refused() -> None:
         dt.Vocabulary(WORDS, unknown="[UNK]")
 
 
+def test_a_text_of_unknown_words_alone_is_told() -> None:
+    with pytest.warns(dt.errors.TextWarning, match=r"knows no word of '这部电影': the model sees '<unk>' for each"):
+        dt.explain_text(KimCNN().eval(), VOCABULARY, "这部电影", target=1)
+
+
 def test_a_text_that_is_too_long_is_cut_and_the_loss_is_told() -> None:
     with pytest.warns(dt.errors.TextWarning, match=r"13 tokens, the model takes 5: the last 8 .*characters 16 to 45"):
         found = dt.explain_text(KimCNN().eval(), VOCABULARY, REVIEW, max_length=5, target=1)[0]
@@ -225,6 +231,11 @@ def test_train_mode_and_missing_arguments_are_refused() -> None:
         dt.explain_text(needs_lengths, VOCABULARY, REVIEW)
     with pytest.raises(dt.errors.InputError, match="answer is for models that write"):
         dt.explain_text(KimCNN().eval(), VOCABULARY, REVIEW, answer="good")
+    for number in ({"batch_size": 0}, {"max_length": 0}, {"max_length": -3}, {"batch_size": 2.5}):
+        with pytest.raises(dt.errors.InputError, match="at least 1"):
+            dt.explain_text(KimCNN().eval(), VOCABULARY, REVIEW, **number)
+    with pytest.raises(dt.errors.InputError, match="one after the other"):
+        dt.explain_text(KimCNN().eval(), VOCABULARY, REVIEW, at=1, answer="good")
     with pytest.raises(dt.errors.InputError, match="no task is called"):
         dt.explain_text(KimCNN().eval(), VOCABULARY, REVIEW, task="sentiment")
 

@@ -5,6 +5,7 @@ import csv
 import pytest
 from typer.testing import CliRunner
 
+import deeptaylor as dt
 from deeptaylor.cli import app
 from deeptaylor.targets import contrast, top
 from deeptaylor.text.command import parse_target
@@ -72,6 +73,15 @@ def test_texts_become_a_page_or_a_picture(desk, out):
     assert "it is not a bad movie" in done.output
     assert (desk / out).stat().st_size > 1000
     assert not list(desk.glob(".*.part"))
+
+
+def test_texts_become_a_file_for_further_work(desk):
+    texts = ("--texts", "reviews.csv", "--column", "text")
+    done = called(*texts, "-m", "textnet:reader", "-t", "0", "-t", "1", "-o", "words.safetensors")
+    assert done.exit_code == 0, done.output
+    found = dt.TextAttribution.load(desk / "words.safetensors")
+    assert [(one.text, one.target) for one in found] == [(0, "0"), (0, "1"), (1, "0"), (1, "1")]
+    assert found[2].parts == ('good, "movie"\nit is',)
 
 
 REFUSED = {

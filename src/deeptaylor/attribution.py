@@ -70,6 +70,23 @@ class Attribution:
         """Writes everything to one safetensors file: tensors, and the rest as JSON in its header. No pickle."""
         from safetensors.torch import save_file
 
+        tensors, described = self.packed()
+        save_file(tensors, str(path), metadata={"format": FORMAT, "deeptaylor": json.dumps(described)})
+
+    @staticmethod
+    def load(path: str | Path) -> Attribution:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is missing, damaged, or something else.
+        """
+        tensors, metadata = read_safetensors(path)
+        if metadata.get("format") != FORMAT:
+            raise FileFormatError(f"{path} is a safetensors file, but not an attribution saved by deeptaylor")
+        return Attribution.unpacked(tensors, json.loads(metadata["deeptaylor"]))
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors on the CPU, and all else as what JSON can hold."""
         tensors = {f"relevance.{name}": value for name, value in self.relevances.items()}
         tensors |= {f"inner.{name}": value for name, value in self.inner.items()}
         tensors |= {"output": self.output, "explained": self.explained}
@@ -86,29 +103,11 @@ class Attribution:
             "settings": dict(self.settings),
             "versions": dict(self.versions),
         }
-        header = {"format": FORMAT, "deeptaylor": json.dumps(described)}
-        save_file(
-            {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, str(path), metadata=header
-        )
+        return {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, described
 
     @staticmethod
-    def load(path: str | Path) -> Attribution:
-        """Reads what `save` wrote.
-
-        Raises:
-            FileFormatError: the file is missing, damaged, or something else.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, SafetensorError, struct.error) as error:
-            raise FileFormatError(f"{path} can't be read as a saved attribution: {error}") from error
-        if metadata.get("format") != FORMAT:
-            raise FileFormatError(f"{path} is a safetensors file, but not an attribution saved by deeptaylor")
-        described = json.loads(metadata["deeptaylor"])
+    def unpacked(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> Attribution:
+        """What `packed` took apart."""
         plan = described["plan"]
         ledger = None
         if described["ledger"] is not None:
@@ -130,6 +129,21 @@ class Attribution:
 def versions() -> dict[str, str]:
     """What made a result."""
     return {"deeptaylor": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        FileFormatError: the file is missing, or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (OSError, SafetensorError, struct.error) as error:
+        raise FileFormatError(f"{path} can't be read as a saved attribution: {error}") from error
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

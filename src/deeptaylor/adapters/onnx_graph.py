@@ -13,6 +13,7 @@ import numpy.typing as npt
 from torch import fx
 
 from ..errors import MissingExtra, ModelLoadError
+from .onnx_patterns import join_gelu, join_layer_norm
 
 OLDEST = 11
 """Opset from which files are read; older ones say something else under the same operator names."""
@@ -104,7 +105,9 @@ class OnnxGraph:
         self._strip()
         self.original_inputs = [name for name, _ in self.inputs]
         self._fold(model)
-        self._join_gelu()
+        join_gelu(self)
+        join_layer_norm(self)
+        self._strip()
         self._rename()
 
     def producer(self, value: str) -> Any | None:
@@ -114,6 +117,24 @@ class OnnxGraph:
     def consumers(self, value: str) -> list[Any]:
         """The nodes that read a value."""
         return [node for node in self.nodes if value in node.input]
+
+    def only_reader(self, value: str, kind: str, constant: float | None = None) -> Any | None:
+        """The node of a kind that alone reads a value, beside a constant where one is given."""
+        readers = self.consumers(value)
+        if len(readers) != 1 or readers[0].op_type != kind or value == self.output or len(set(readers[0].input)) < 2:
+            return None
+        fits = constant is None or any(self.is_number(name, constant) for name in readers[0].input)
+        return readers[0] if fits else None
+
+    def number(self, name: str) -> float | None:
+        """A constant of one element."""
+        value = self.constants.get(name)
+        return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+
+    def is_number(self, name: str, wanted: float) -> bool:
+        """Whether a value is a constant of one element, and that one."""
+        value = self.number(name)
+        return value is not None and abs(value - wanted) < 1e-6
 
     def _first_scores(self, outputs: Iterable[Any]) -> str:
         """The first output of floating numbers; scikit-learn's exports put the winner's label before it."""
@@ -194,42 +215,6 @@ class OnnxGraph:
         self.constants = {name: value for name, value in self.constants.items() if name in used}
         if self.output in self.constants or not kept:
             raise ModelLoadError(f"{self.original_output!r} does not depend on any input: nothing can be explained")
-
-    def _join_gelu(self) -> None:
-        """½ x (1 + erf(x/√2)), as which exporters write GELU before opset 20, as the one activation that it is."""
-        for erf in [node for node in self.nodes if node.op_type == "Erf"]:
-            scaled = self.producer(erf.input[0])
-            one = self._only_reader(erf.output[0], "Add", 1.0)
-            root = {"Div": 2**0.5, "Mul": 0.5**0.5}.get(scaled.op_type if scaled is not None else "")
-            if scaled is None or root is None or one is None or not any(self._is(name, root) for name in scaled.input):
-                continue
-            x = next((name for name in scaled.input if name not in self.constants), "")
-            last, missing = one, {"x", "half"}
-            while missing and (after := self._only_reader(last.output[0], "Mul")) is not None:
-                other = next(name for name in after.input if name != last.output[0])
-                found = {"half"} if self._is(other, 0.5) else {"x"} if other == x else set()
-                halved = self.producer(other)
-                if halved is not None and halved.op_type == "Mul" and x in halved.input:
-                    found = {"x", "half"} if any(self._is(name, 0.5) for name in halved.input) else set()
-                if not found or not found <= missing:
-                    break
-                last, missing = after, missing - found
-            if not missing:
-                last.op_type = "Gelu"
-                last.input[:] = [x]
-        self._strip()
-
-    def _only_reader(self, value: str, kind: str, constant: float | None = None) -> Any | None:
-        """The node of a kind that alone reads a value, beside a constant where one is given."""
-        readers = self.consumers(value)
-        if len(readers) != 1 or readers[0].op_type != kind or value == self.output or len(set(readers[0].input)) < 2:
-            return None
-        fits = constant is None or any(self._is(name, constant) for name in readers[0].input)
-        return readers[0] if fits else None
-
-    def _is(self, name: str, number: float) -> bool:
-        value = self.constants.get(name)
-        return value is not None and value.size == 1 and abs(float(value.reshape(-1)[0]) - number) < 1e-6
 
     def _rename(self) -> None:
         """Makes every name an identifier, as PyTorch wants them; different names stay different."""

@@ -29,4 +29,3 @@ def export(
     expected = explainer._by_rules(call, explainer.plan, target, False, ())
     state = live_state(explainer.model)
     return write(path, explainer.plan, call.tensors, state, ask, preprocessing, expected.relevances)
-

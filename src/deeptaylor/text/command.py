@@ -19,7 +19,7 @@ from .explain import explain_text
 from .hub import load_reader
 from .result import TextAttribution, TextExplanation
 
-SUFFIXES = (".html", ".csv", ".png")
+SUFFIXES = (".html", ".csv", ".png", ".safetensors")
 PRINTED = 20
 """Texts that are also drawn on the terminal."""
 
@@ -135,13 +135,15 @@ def _index_or_name(typed: str) -> int | str:
 
 
 def write(found: TextAttribution, out: Path) -> None:
-    """A page, a picture, or one row per word."""
+    """A page, a picture, one row per word, or a file that `deeptaylor.TextAttribution.load` reads."""
     temporary = out.with_name(f".{out.name}.part")
     suffix = out.suffix.lower()
     if suffix == ".html":
         found.to_html(temporary)
     elif suffix == ".png":
         found.plot().savefig(temporary, format="png", dpi=140)
+    elif suffix == ".safetensors":
+        found.save(temporary)
     else:
         with temporary.open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file)

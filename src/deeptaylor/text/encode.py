@@ -108,6 +108,8 @@ def check_texts(texts: Any) -> list[Text]:
     Raises:
         InputError: empty, or no text.
     """
+    if isinstance(texts, bytes):
+        raise InputError("texts are bytes; decode them first: texts.decode('utf-8')")
     lone = isinstance(texts, str) or (isinstance(texts, tuple) and len(texts) == 2 and isinstance(texts[0], str))
     listed: list[Text] = [texts] if lone else list(texts)
     if not listed:
@@ -197,14 +199,20 @@ def token_limit(model: Any, tokenizer: Any) -> int | None:
 
 
 def check_fit(model: Any, tokenizer: Any, encoded: Sequence[Encoded]) -> None:
-    """Refuses a tokenizer whose ids go beyond the model's embedding table.
+    """Refuses a tokenizer that knows no words, or whose ids go beyond the model's embedding table.
 
     Raises:
-        InputError: an id has no row, or the vocabulary as a whole is larger than the table.
+        InputError: it has special tokens alone; an id has no row; the vocabulary as a whole is larger than the table.
 
     Warns:
-        TextWarning: the vocabulary is much smaller than the table.
+        TextWarning: a text has no word that the tokenizer knows; the vocabulary is much smaller than the table.
     """
+    if hasattr(tokenizer, "all_special_ids") and len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise InputError(
+            f"the tokenizer knows {len(tokenizer)} special tokens and not a single word: its vocabulary was not found "
+            "where it was loaded from; save it beside the model (tokenizer.save_pretrained)"
+        )
+    _tell_unknown(tokenizer, encoded)
     rows = _embedding_rows(model)
     if rows is None:
         return
@@ -222,6 +230,22 @@ def check_fit(model: Any, tokenizer: Any, encoded: Sequence[Encoded]) -> None:
             TextWarning,
             stacklevel=3,
         )
+
+
+def _tell_unknown(tokenizer: Any, encoded: Sequence[Encoded]) -> None:
+    """Warns of texts that are one unknown word after the other to the model."""
+    if isinstance(tokenizer, Vocabulary):
+        word, id = tokenizer.unknown, tokenizer.table.get(tokenizer.unknown or "")
+    else:
+        word, id = getattr(tokenizer, "unk_token", None), getattr(tokenizer, "unk_token_id", None)
+    for one in encoded:
+        if all(token.special or token.id == id for token in one.tokens):
+            text = " ".join(one.parts)
+            warnings.warn(
+                f"the tokenizer knows no word of {text[:60]!r}: the model sees {word!r} for each",
+                TextWarning,
+                stacklevel=4,
+            )
 
 
 def _modules(model: Any) -> Sequence[tuple[str, Any]]:

@@ -77,6 +77,11 @@ def explain_text(
     check_model(model)
     if task not in (None, SIMILARITY, *TASKS):
         raise InputError(f"no task is called {task!r}; one of {', '.join((*TASKS, SIMILARITY))}")
+    for name, number in (("batch_size", batch_size), ("max_length", max_length)):
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise InputError(f"{name}={number!r}: at least 1")
+    if at is not None and answer is not None:
+        raise InputError("at asks for tokens of the text, answer for those after it; explain them one after the other")
     model, tokenizer = unwrapped(model), Vocabulary(tokenizer) if isinstance(tokenizer, Mapping) else tokenizer
     task = task or task_of(model, paired=isinstance(listed[0], tuple))
     scores = Similarity(model) if task == SIMILARITY else Scores(model, head, task)

@@ -60,9 +60,17 @@ def _hugging_face(source: str, where: str) -> tuple[Any, Any]:
             else:
                 named = (transformers.AutoConfig.from_pretrained(folder).architectures or [""])[0]
                 kind = getattr(transformers, named, transformers.AutoModel)
-            model = kind.from_pretrained(folder, dtype=torch.float32, **options)
+            model, read = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
     except Exception as error:  # transformers raises whatever its readers meet
-        raise ModelLoadError(f"--model {source} can't be loaded ({type(error).__name__}): {error}") from error
+        where_to = "" if path.expanduser().exists() else f"; nor is there a folder {where!r} here"
+        raise ModelLoadError(f"--model {source} can't be loaded ({type(error).__name__}): {error}{where_to}") from error
+    # what a bare encoder makes of [CLS] is not looked at, and many files leave it out
+    missing = sorted(name for name in read["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise ModelLoadError(
+            f"--model {source} lacks {len(missing)} weights of its {kind.__name__} ({', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}), which would be random; fine-tune and save the whole model first"
+        )
     return model.eval(), tokenizer
 
 

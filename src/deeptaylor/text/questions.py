@@ -75,6 +75,8 @@ class Names:
             if word not in self.tokenizer.table:
                 raise TargetError(f"target {word!r} is not in the vocabulary of {len(self.tokenizer.table)} words")
             return self.tokenizer.table[word]
+        if not word:
+            raise TargetError("target '' names no token; None explains the likeliest")
         ids = list(self.tokenizer(word, add_special_tokens=False)["input_ids"])
         if len(ids) == 1:
             return int(ids[0])

@@ -125,6 +125,23 @@ class TextAttribution(Sequence[TextExplanation]):
 
         Path(path).write_text(page(self.explanations, title), encoding="utf-8")
 
+    def save(self, path: str | Path) -> None:
+        """Writes everything to one safetensors file: texts, tokens, relevance, plans and ledgers. No pickle."""
+        from .saved import write
+
+        write(self, path)
+
+    @staticmethod
+    def load(path: str | Path) -> TextAttribution:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is missing, damaged, or something else.
+        """
+        from .saved import read
+
+        return read(path)
+
     def plot(self, level: Level = "word") -> Any:
         """A matplotlib figure of all texts in colours."""
         from .figure import draw
