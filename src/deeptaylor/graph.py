@@ -69,19 +69,26 @@ class Node:
         return pytree.tree_flatten((self.args, dict(self.kwargs)))
 
     @cached_property
-    def _names(self) -> tuple[str, ...] | None:
-        """Names of the keyword arguments; None where an argument is a container."""
-        plain = len(self.leaves) == len(self.args) + len(self.kwargs)
-        plain &= not any(isinstance(value, list | tuple | Mapping) for value in (*self.args, *self.kwargs.values()))
-        return tuple(self.kwargs) if plain else None
+    def _spans(self) -> tuple[tuple[int, ...], ...] | None:
+        """Where each argument's leaves begin, and for a list of them end; None where containers hold containers."""
+        spans: list[tuple[int, ...]] = []
+        start = 0
+        for value in (*self.args, *self.kwargs.values()):
+            flat = isinstance(value, list) and not any(isinstance(item, list | tuple | Mapping) for item in value)
+            if not flat and isinstance(value, list | tuple | Mapping):
+                return None
+            spans.append((start, start + len(value)) if flat else (start,))
+            start += len(value) if flat else 1
+        return tuple(spans) if start == len(self.leaves) else None
 
     def filled(self, leaves: Sequence[Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """(args, kwargs) with these leaves."""
-        if self._names is None:
+        if self._spans is None:
             args, kwargs = pytree.tree_unflatten(leaves, self._flat[1])
             return args, kwargs
+        values = [leaves[span[0]] if len(span) == 1 else list(leaves[span[0] : span[1]]) for span in self._spans]
         own = len(self.args)
-        return leaves[:own], dict(zip(self._names, leaves[own:], strict=True))
+        return values[:own], dict(zip(self.kwargs, values[own:], strict=True))
 
     def values(self, env: Mapping[str, Any]) -> list[Any]:
         """The leaves, what they stand for in place of names."""

@@ -134,8 +134,8 @@ def check_model(model: Model) -> None:
         )
         raise InputError(f"model is {what}; pass an nn.Module, a function of tensors, or an exported program")
     if isinstance(model, nn.Module):
-        training = [name or "the model itself" for name, module in model.named_modules() if module.training]
-        if training:
+        if any(module.training for module in model.modules()):
+            training = [name or "the model itself" for name, module in model.named_modules() if module.training]
             more = f" and {len(training) - 3} more" if len(training) > 3 else ""
             raise InputError(
                 f"the model is in train mode ({', '.join(training[:3])}{more}); call model.eval() before explaining it"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .graph import Node
+from .graph import Node, Ref
 from .plan import Assignment, Plan
 from .propagate import as_wide, filled, operation_of, refuse_overwriting
 from .rules import Relevance
@@ -55,53 +55,100 @@ class OnePass:
         }
 
 
+@dataclass(frozen=True)
+class Call:
+    """One operation of a plan, with all that is the same in every pass looked up."""
+
+    node: Node
+    assignment: Assignment | None
+    """None where no relevance passes."""
+    reads: tuple[tuple[int, str], ...]
+    """Which of its leaves are other values, by name."""
+    held: tuple[int, ...]
+    """Which of those carry relevance, but none of it goes there from here."""
+    plain: bool
+    """Whether the rule is the operation's own derivative."""
+    casts: bool
+    origin: bool
+    """Whether relevance ends at its output."""
+    spent: tuple[str, ...]
+    """Values that nobody reads afterwards."""
+
+    def values(self, env: Mapping[str, Any]) -> list[Any]:
+        """The leaves of its arguments."""
+        values = list(self.node.leaves)
+        for n, name in self.reads:
+            values[n] = env[name]
+        for n in self.held:
+            values[n] = values[n].detach()
+        return as_wide(values) if self.casts else values
+
+
+def calls_of(plan: Plan) -> tuple[Call, ...]:
+    """The operations that one pass runs, in their order."""
+    origins = {name for source in plan.sources for name in source.nodes}
+    carrying, fixed = origins | set(plan.assignments), set(plan.fixed)
+    calls = []
+    for node, spent in zip(plan.graph, plan.last_reads, strict=True):
+        if node.name in fixed:
+            continue
+        assignment = plan.assignments.get(node.name)
+        reads = tuple((n, leaf.name) for n, leaf in enumerate(node.leaves) if isinstance(leaf, Ref))
+        taken = () if assignment is None else assignment.leaves
+        held = () if assignment is None else tuple(n for n, name in reads if name in carrying and n not in taken)
+        casts = any(isinstance(leaf, torch.dtype) for leaf in node.leaves)
+        plain = node.name in plan.plain
+        calls.append(Call(node, assignment, reads, held, plain, casts, node.name in origins, spent))
+    return tuple(calls)
+
+
 def one_pass(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor]) -> OnePass | None:
     """Runs the graph recorded; None where a rule is no function's derivative, or a value is complex or half precise."""
     if not plan.is_one_pass:
         return None
     env = plan.constants(state) | dict(inputs)
-    fixed, origins = set(plan.fixed), {node for source in plan.sources for node in source.nodes}
     leaves: dict[str, Tensor] = {}
 
     def leaf(name: str) -> None:
         leaves[name] = env[name] = env[name].detach().requires_grad_()
 
-    for name in origins & set(env):
-        leaf(name)
-    for i, node in enumerate(plan.graph):
-        if node.name in fixed:
-            continue
-        values = as_wide(node.values(env))
-        assignment = plan.assignments.get(node.name)
-        if assignment is None:
-            args, kwargs = node.filled(values)
-            with torch.no_grad():
-                env[node.name] = node.op(*args, **kwargs)
-        else:
-            carrying = assignment.leaves
-            if any(isinstance(value, Tensor) and value.dtype in STEPWISE for value in values):
+    for source in plan.sources:
+        for name in source.nodes:
+            if name in env:
+                leaf(name)
+    calls: tuple[Call, ...] = plan.prepared.get("one pass", lambda: calls_of(plan))
+    if any(_stepwise(env.get(name)) for call in calls if call.assignment for _, name in call.reads):
+        return None
+    with torch.enable_grad():
+        for call in calls:
+            node, assignment, values = call.node, call.assignment, call.values(env)
+            if assignment is None:
+                args, kwargs = node.filled(values)
+                with torch.no_grad():
+                    made = node.op(*args, **kwargs)
+            elif call.plain:
+                args, kwargs = node.filled(values)
+                refuse_overwriting(node, assignment.place.op, args, kwargs)
+                made = operation_of(node)(*args, **kwargs)
+            else:
+                xs = [values[n] for n in assignment.leaves]
+                function = _function(node, assignment, values, xs)
+                made = function(*(x if n in assignment.receives else x.detach() for n, x in enumerate(xs)))
+            if _stepwise(made):
                 return None
-            xs = [values[n] for n in carrying]
-            for n, value in enumerate(values):
-                if n not in carrying and isinstance(value, Tensor) and value.requires_grad:
-                    values[n] = value.detach()
-            with torch.enable_grad():
-                if node.name in plan.plain:
-                    args, kwargs = node.filled(values)
-                    refuse_overwriting(node, assignment.place.op, args, kwargs)
-                    env[node.name] = operation_of(node)(*args, **kwargs)
-                else:
-                    env[node.name] = _function(node, assignment, values, xs)(
-                        *(x if n in assignment.receives else x.detach() for n, x in enumerate(xs))
-                    )
-        if node.name in origins:
-            leaf(node.name)
-        for name in plan.last_reads[i]:
-            del env[name]
+            env[node.name] = made
+            if call.origin:
+                leaf(node.name)
+            for name in call.spent:
+                del env[name]
     output = env[plan.graph.output.name]
-    if not output.requires_grad or output.dtype in STEPWISE:
+    if not output.requires_grad:
         return None
     return OnePass(leaves, output, {name: inputs[name] for name in plan.explained})
+
+
+def _stepwise(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in STEPWISE
 
 
 def _function(node: Node, assignment: Assignment, values: list[Any], xs: list[Tensor]) -> Function:

@@ -97,7 +97,14 @@ def live_state(model: Any) -> dict[str, Tensor]:
         return {**model.state_dict, **{k: v for k, v in model.constants.items() if isinstance(v, Tensor)}}
     if not isinstance(model, nn.Module):
         return {}
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    state: dict[str, Tensor] = {}
+    waiting = [("", model)]
+    while waiting:  # torch's own listings take milliseconds where there are hundreds of modules
+        prefix, module = waiting.pop()
+        for held in (module._parameters, module._buffers):
+            state.update((prefix + name, tensor) for name, tensor in held.items() if tensor is not None)
+        waiting += [(f"{prefix}{name}.", child) for name, child in module._modules.items() if child is not None]
+    return state
 
 
 def own_output(model: Model, call: Call, head: Head | None) -> Tensor:

@@ -88,6 +88,8 @@ class Plan:
     fixed: tuple[str, ...]
     """Nodes that depend on no input: computed once, until a parameter changes."""
     caches: dict[str, Cache] = field(default_factory=dict)
+    prepared: Cache = field(default_factory=Cache)
+    """What depends on the plan alone."""
     _held: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -80,29 +80,23 @@ def _equal(step: Step, receivers: tuple[int, ...]) -> dict[int, float]:
     return weights | ({where[3]: 1 / halves} if 3 in where else {})
 
 
-class _Weigh(torch.autograd.Function):
-    """x, whose gradient is multiplied by a number."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
-        ctx.weight = weight
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return grads[0] * ctx.weight, None
-
-
 def _weighed(step: Step, weights: Mapping[int, float]) -> Function:
     """The product with its derivatives weighed: at the output where all weigh the same."""
     different = set(weights.values())
     if different == {1.0}:
         return step.function
     if len(different) == 1:
-        return lambda *xs: _Weigh.apply(step.function(*xs), *different)
+        return lambda *xs: _weigh(step.function(*xs), *different)
     return lambda *xs: step.function(
-        *(x if weights.get(i, 1.0) == 1 else _Weigh.apply(x, weights[i]) for i, x in enumerate(xs))
+        *(x if weights.get(i, 1.0) == 1 else _weigh(x.view_as(x), weights[i]) for i, x in enumerate(xs))
     )
+
+
+def _weigh(x: Tensor, weight: float) -> Tensor:
+    """x, whose gradient is multiplied by a number."""
+    if x.requires_grad:
+        x.register_hook(lambda gradient: gradient * weight)
+    return x
 
 
 def _shared(step: Step, relevance: Relevance, weights: Mapping[int, float]) -> Redistribution:
