@@ -55,7 +55,7 @@ check: lint types test  ## what has to pass before a change lands
 slices: $(ZOO)/.done $(ZOO)/.onnx  ## real architectures, a short list: slices of `make coverage` and `make onnx` for CI
 	$(ZOO)/bin/python benchmarks/coverage.py --slice ci $(FRESH)
 	$(ZOO)/bin/python benchmarks/everything.py --slice ci $(FRESH)
-	$(ZOO)/bin/python -m pytest -q tests/test_onnx.py benchmarks/test_onnx_roundtrip.py
+	$(ZOO)/bin/python -m pytest -q tests/test_onnx*.py benchmarks/test_onnx_roundtrip.py
 
 language: $(ZOO)/.done  ## decoders, tokenizers, text heads and image towers of transformers; their second derivatives
 	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py benchmarks/test_text_models.py
@@ -101,9 +101,11 @@ taylor-pairs: $(ZOO)/.done  ## similarity on MiniLM, coefficients against taylor
 	$(ZOO)/bin/python benchmarks/taylor_pairs.py
 	$(ZOO)/bin/python benchmarks/taylor_hessians.py
 
-onnx: $(ZOO)/.onnx  ## ONNX: the importer's tests, and round trips of torchvision's families; writes docs/onnx.md
-	$(ZOO)/bin/python -m pytest tests/test_onnx.py benchmarks/test_onnx_roundtrip.py
+onnx: $(ZOO)/.onnx  ## ONNX: the importer's tests, and round trips, files of other exporters; writes docs/onnx.md, docs/onnx_foreign.md
+	$(ZOO)/bin/python -m pytest tests/test_onnx*.py benchmarks/test_onnx_roundtrip.py
 	$(ZOO)/bin/python benchmarks/onnx_roundtrip.py $(FRESH)
+	$(ZOO)/bin/python -m pip install $(PIP_OPTIONS) --no-deps skl2onnx==1.20.0 magika==1.0.3 rapidocr-onnxruntime==1.4.4
+	$(ZOO)/bin/python benchmarks/onnx_foreign.py
 
 browser: $(VENV)/.demo $(VENV)/.test  ## the report in a real Chromium, where there is one
 	$(PY) -m pytest -m browser tests/test_report.py
