@@ -20,6 +20,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models reproductions bench sentiment planted peers taylor-tables taylor-planted taylor-path taylor-pairs onnx browser clean
+.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models reproductions bench sentiment auto-choice planted peers taylor-tables taylor-path taylor-pairs onnx browser clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -80,11 +81,14 @@ sentiment: $(VENV)/.llm  ## do the words that relevance names move the sentiment
 	$(PY) benchmarks/sentiment.py cnn
 	$(PY) benchmarks/sentiment.py minilm
 
+auto-choice: $(VENV)/.llm  ## attn-lrp, cp-lrp, res-lrp on a real transformer; writes docs/auto_choice_text.md (minutes)
+	$(PY) benchmarks/auto_choice_text.py
+
 planted: $(VENV)/.test  ## does relevance find planted tokens? writes docs/planted_tokens.md (minutes)
 	$(PY) benchmarks/planted_tokens.py
 
 peers: $(PEERS)/.done  ## agreement with zennit, captum, autolrp and LXT, and their failure cases
-	$(PEERS)/bin/python -m pytest benchmarks/test_peers.py benchmarks/test_lxt.py
+	$(PEERS)/bin/python -m pytest benchmarks/test_peers.py benchmarks/test_lxt.py benchmarks/test_autolrp_encoders.py
 	$(PEERS)/bin/python -m pytest --import-mode=importlib -W ignore benchmarks/test_taylor_peers.py
 
 taylor-tables: $(VENV)/.test  ## where Taylor expansions hold on real models; writes docs/taylor_tables.md
