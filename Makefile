@@ -20,6 +20,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models reproductions bench sentiment planted peers taylor-tables taylor-planted taylor-path taylor-pairs onnx browser clean
+.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models reproductions bench sentiment auto-choice planted peers taylor-tables taylor-path taylor-pairs onnx browser clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -55,7 +56,7 @@ check: lint types test  ## what has to pass before a change lands
 slices: $(ZOO)/.done $(ZOO)/.onnx  ## real architectures, a short list: slices of `make coverage` and `make onnx` for CI
 	$(ZOO)/bin/python benchmarks/coverage.py --slice ci $(FRESH)
 	$(ZOO)/bin/python benchmarks/everything.py --slice ci $(FRESH)
-	$(ZOO)/bin/python -m pytest -q tests/test_onnx.py benchmarks/test_onnx_roundtrip.py
+	$(ZOO)/bin/python -m pytest -q tests/test_onnx*.py benchmarks/test_onnx_roundtrip.py
 
 language: $(ZOO)/.done  ## decoders, tokenizers, text heads and image towers of transformers; their second derivatives
 	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py benchmarks/test_text_models.py
@@ -80,11 +81,14 @@ sentiment: $(VENV)/.llm  ## do the words that relevance names move the sentiment
 	$(PY) benchmarks/sentiment.py cnn
 	$(PY) benchmarks/sentiment.py minilm
 
+auto-choice: $(VENV)/.llm  ## attn-lrp, cp-lrp, res-lrp on a real transformer; writes docs/auto_choice_text.md (minutes)
+	$(PY) benchmarks/auto_choice_text.py
+
 planted: $(VENV)/.test  ## does relevance find planted tokens? writes docs/planted_tokens.md (minutes)
 	$(PY) benchmarks/planted_tokens.py
 
 peers: $(PEERS)/.done  ## agreement with zennit, captum, autolrp and LXT, and their failure cases
-	$(PEERS)/bin/python -m pytest benchmarks/test_peers.py benchmarks/test_lxt.py
+	$(PEERS)/bin/python -m pytest benchmarks/test_peers.py benchmarks/test_lxt.py benchmarks/test_autolrp_encoders.py
 	$(PEERS)/bin/python -m pytest --import-mode=importlib -W ignore benchmarks/test_taylor_peers.py
 
 taylor-tables: $(VENV)/.test  ## where Taylor expansions hold on real models; writes docs/taylor_tables.md
@@ -101,9 +105,11 @@ taylor-pairs: $(ZOO)/.done  ## similarity on MiniLM, coefficients against taylor
 	$(ZOO)/bin/python benchmarks/taylor_pairs.py
 	$(ZOO)/bin/python benchmarks/taylor_hessians.py
 
-onnx: $(ZOO)/.onnx  ## ONNX: the importer's tests, and round trips of torchvision's families; writes docs/onnx.md
-	$(ZOO)/bin/python -m pytest tests/test_onnx.py benchmarks/test_onnx_roundtrip.py
+onnx: $(ZOO)/.onnx  ## ONNX: the importer's tests, and round trips, files of other exporters; writes docs/onnx.md, docs/onnx_foreign.md
+	$(ZOO)/bin/python -m pytest tests/test_onnx*.py benchmarks/test_onnx_roundtrip.py
 	$(ZOO)/bin/python benchmarks/onnx_roundtrip.py $(FRESH)
+	$(ZOO)/bin/python -m pip install $(PIP_OPTIONS) --no-deps skl2onnx==1.20.0 magika==1.0.3 rapidocr-onnxruntime==1.4.4
+	$(ZOO)/bin/python benchmarks/onnx_foreign.py
 
 browser: $(VENV)/.demo $(VENV)/.test  ## the report in a real Chromium, where there is one
 	$(PY) -m pytest -m browser tests/test_report.py

@@ -9,6 +9,7 @@ from the reading token, random. Three seeds a task, means with 95 % bootstrap in
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import time
@@ -239,6 +240,7 @@ def page(known: dict[str, Any]) -> str:
         "so that the tokens that decide are known. Rank accuracy: share of the planted tokens among as many top-ranked ones by",
         "|relevance|. AUAC: area under the class's probability while the most relevant tokens are added to blanks. AU-MSE: area under",
         f"the squared change of the logits while the least relevant ones are removed. {SEEDS} seeds a task; in brackets 95 % intervals.",
+        "Below each table the methods from best to worst: > where the intervals lie apart, ≥ where they touch.",
         "",
     ]
     for task, found in known["tasks"].items():
@@ -259,11 +261,27 @@ def page(known: dict[str, Any]) -> str:
             lines.append(
                 f"| {method} | " + " | ".join(f"{m:.3f} ({low:.3f} to {high:.3f})" for m, low, high in row) + " |"
             )
-        lines.append("")
+        lines += ["", *(_order(metric, n, found["methods"]) for n, metric in enumerate(METRICS)), ""]
     return "\n".join(lines)
 
 
+def _order(metric: str, n: int, methods: dict[str, Any]) -> str:
+    """The methods from best to worst; > where their intervals lie apart, ≥ where they touch."""
+    sign = METRICS[metric]
+    best = sorted(methods, key=lambda method: -sign * methods[method][n][0])
+    said = best[0]
+    for one, other in itertools.pairwise(best):
+        worst = min(sign * end for end in methods[one][n][1:])
+        apart = worst > max(sign * end for end in methods[other][n][1:])
+        said += f" {'>' if apart else '≥'} {other}"
+    return f"* {metric}: {said}"
+
+
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--page", action="store_true", help="write the page anew from the results that are there")
     torch.set_num_threads(1)
-    main()
+    if parser.parse_args().page:
+        PAGE.write_text(page(json.loads((RESULTS / "planted_tokens.json").read_text())), encoding="utf-8")
+    else:
+        main()

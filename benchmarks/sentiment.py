@@ -6,7 +6,7 @@ other methods are written here, on autograd alone. Means with 95 % intervals fro
 and paired differences to deeptaylor's default.
 
     python benchmarks/sentiment.py cnn             # minutes
-    python benchmarks/sentiment.py minilm          # half an hour; --keep DIR goes on where it stopped
+    python benchmarks/sentiment.py minilm          # half an hour; --keep DIR goes on where it stopped, --seconds stops
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import fx
 
 from ..errors import MissingExtra, ModelLoadError
-from .onnx_patterns import join_gelu, join_layer_norm
+from .onnx_patterns import join_gelu, join_layer_norm, join_lookup, write_out_scaler
 
 OLDEST = 11
 """Opset from which files are read; older ones say something else under the same operator names."""
@@ -51,7 +51,7 @@ def read(source: str | Path | Any) -> tuple[Any, int]:
             f"{name} can't be read as an ONNX model, or is truncated ({type(error).__name__}: {_first_line(error)}): "
             "export or copy it again"
         ) from error
-    opset = next((entry.version for entry in model.opset_import if entry.domain in _DOMAINS), 0)
+    opset = next((entry.version for entry in model.opset_import if entry.domain in _DOMAINS), OLDEST)
     if not model.graph.node or not model.graph.output:
         raise ModelLoadError(f"{name} holds no graph: it is empty, truncated, or no ONNX model")
     if opset < OLDEST:
@@ -95,7 +95,9 @@ class OnnxGraph:
             entry.name: onnx.numpy_helper.to_array(entry) for entry in model.graph.initializer
         }
         self.nodes = [_copied(node) for node in model.graph.node]
-        self.inputs = [(entry.name, _shape(entry)) for entry in model.graph.input if entry.name not in self.constants]
+        write_out_scaler(self)
+        given = [entry for entry in model.graph.input if entry.name not in self.constants]
+        self.inputs = [(entry.name, shape_of_input(entry)) for entry in given]
         self.original_output = output or self._first_scores(model.graph.output)
         self.output = self.original_output
         self._check_output(self.output)
@@ -107,6 +109,7 @@ class OnnxGraph:
         self._fold(model)
         join_gelu(self)
         join_layer_norm(self)
+        join_lookup(self)
         self._strip()
         self._rename()
 
@@ -247,10 +250,10 @@ def _copied(node: Any) -> Any:
     return copy
 
 
-def _shape(entry: Any) -> tuple[int | None, ...]:
-    """The sizes that a graph states for an input; None where they are free."""
+def shape_of_input(entry: Any) -> tuple[int | None, ...]:
+    """The sizes that a graph states for an input; None where they are free (Paddle writes −1)."""
     tensor = entry.type.tensor_type
-    return tuple(dim.dim_value or None for dim in tensor.shape.dim) if tensor.HasField("shape") else ()
+    return tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim) if tensor.HasField("shape") else ()
 
 
 def _first_line(error: BaseException) -> str:

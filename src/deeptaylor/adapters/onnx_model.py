@@ -15,7 +15,7 @@ from torch import fx, nn
 from ..errors import MissingExtra, ModelLoadError
 from . import onnx_operators as operators
 from . import onnx_shapes as sizes
-from .onnx_graph import OnnxGraph, import_onnx, read
+from .onnx_graph import OnnxGraph, import_onnx, read, shape_of_input
 from .onnx_patterns import layer_norm
 from .optional import import_zoo
 
@@ -118,6 +118,10 @@ class _Wiring:
             name in self.numbers or not name or literal[name] is not None for name in given[1:]
         ):
             self._on_tensor(node)
+        elif kind == "Gather" and not any(name in self.numbers for name in given):
+            indices = literal[given[1]] if literal[given[1]] is not None else self._tensor(given[1])
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            self._call(outputs[0], operators.gather, self._tensor(given[0]), indices, axis=axis)
         else:
             outputs = self._convert(node)
         return outputs
@@ -346,10 +350,11 @@ def _prove(model: OnnxModel, proto: Any, graph: OnnxGraph) -> list[str]:
     random = np.random.default_rng(0)
     for entry in proto.graph.input:
         if entry.name not in {i.name for i in proto.graph.initializer}:
-            dims = entry.type.tensor_type.shape.dim
-            shape = [d.dim_value or (2 if i == 0 else _STAND_IN.get(len(dims), 4)) for i, d in enumerate(dims)]
+            stated = shape_of_input(entry)
+            shape = [size or (2 if i == 0 else _STAND_IN.get(len(stated), 4)) for i, size in enumerate(stated)]
             dtype = onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
-            values = random.random(shape) if np.dtype(dtype).kind == "f" else np.zeros(shape)
+            # ids and masks: 0 and 1 are in every vocabulary
+            values = random.random(shape) if np.dtype(dtype).kind == "f" else random.integers(0, 2, shape)
             feeds[entry.name] = values.astype(dtype)
     try:
         copy = onnx.ModelProto.FromString(proto.SerializeToString())

@@ -85,6 +85,21 @@ def pad(x: Tensor, pads: Numbers, value: Numbers = None, axes: Numbers = None, *
     return F.pad(x, flat, mode={b"edge": "replicate", b"reflect": "reflect", b"wrap": "circular"}[mode])
 
 
+def gather(x: Tensor, indices: Any, *, axis: int = 0) -> Tensor:
+    """Gather: the look-up of a table's rows, or a selection along an axis; numbers may count from the end."""
+    if isinstance(indices, int):
+        return x.select(axis, indices)
+    if isinstance(indices, list):
+        indices = torch.tensor([index % int(x.shape[axis]) for index in indices], device=x.device)
+    elif axis == 0 and x.dim() == 2 and x.is_floating_point():
+        return F.embedding(indices if indices.dtype == torch.int32 else indices.long(), x)
+    else:
+        indices = torch.where(indices < 0, indices + x.shape[axis], indices).long()
+    axis %= x.dim()
+    found = x.index_select(axis, indices.reshape(-1))
+    return found.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
+
+
 def tile(x: Tensor, repeats: Numbers) -> Tensor:
     """Tile."""
     return x.repeat(repeats)

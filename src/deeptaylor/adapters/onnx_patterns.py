@@ -1,4 +1,7 @@
-"""Layers that exporters take apart, put together again: taken apart, rules would explain another network."""
+"""Layers that exporters take apart, put together again: taken apart, rules would explain another network.
+
+And one that scikit-learn's exporter puts before a network, taken apart.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,24 @@ from torch import nn
 
 if TYPE_CHECKING:
     from .onnx_graph import OnnxGraph
+
+
+def write_out_scaler(graph: OnnxGraph) -> None:
+    """ai.onnx.ml's Scaler, as which scikit-learn's scalers are exported: (x − offset) · scale."""
+    nodes = []
+    for node in graph.nodes:
+        nodes.append(node)
+        if node.op_type != "Scaler" or node.domain != "ai.onnx.ml":
+            continue
+        given = {attribute.name: np.array(attribute.floats, np.float32) for attribute in node.attribute}
+        moved, offset, scale = (f"{node.output[0]}/{what}" for what in ("moved", "offset", "scale"))
+        graph.constants[offset], graph.constants[scale] = given["offset"], given["scale"]
+        less = type(node)(op_type="Sub", name=f"{node.name}/Sub", input=[node.input[0], offset], output=[moved])
+        nodes[-1:] = [
+            less,
+            type(node)(op_type="Mul", name=f"{node.name}/Mul", input=[moved, scale], output=node.output),
+        ]
+    graph.nodes = nodes
 
 
 def join_gelu(graph: OnnxGraph) -> None:
@@ -58,6 +79,25 @@ def join_layer_norm(graph: OnnxGraph) -> None:
         last.op_type = "LayerNormalization"
         last.input[:] = inputs
         last.attribute.add(name="epsilon", f=epsilon, type=1)
+
+
+def join_lookup(graph: OnnxGraph) -> None:
+    """One-hot vectors (ids compared with 0, 1, 2, …) times a matrix as the look-up of rows, where ids are explained."""
+    for product in [node for node in graph.nodes if node.op_type == "MatMul"]:
+        cast = graph.producer(product.input[0])
+        equal = graph.producer(cast.input[0]) if cast is not None and cast.op_type == "Cast" else None
+        rows = graph.constants.get(product.input[1])
+        if equal is None or equal.op_type != "Equal" or rows is None or rows.ndim != 2:
+            continue
+        counted = next((graph.constants[name] for name in equal.input if name in graph.constants), np.zeros(0))
+        if counted.shape[-1:] != rows.shape[:1] or not np.array_equal(counted.reshape(-1), np.arange(len(rows))):
+            continue
+        name = next(name for name in equal.input if name not in graph.constants)
+        while (node := graph.producer(name)) is not None and node.op_type in ("Expand", "Reshape", "Unsqueeze", "Cast"):
+            name = node.input[0]
+        if name in [given for given, _ in graph.inputs]:
+            product.op_type = "Gather"
+            product.input[:] = [product.input[1], name]
 
 
 def layer_norm(graph: OnnxGraph, node: Any) -> nn.Module | None:
