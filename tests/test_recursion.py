@@ -207,7 +207,7 @@ def test_trained_relevance_models_are_a_composite(kind: str):
         dt.explain(nn.Sequential(*model).eval(), seen, target=int(target), composite=composite)
     with pytest.raises(dt.errors.InputError, match="trained for class"):
         dt.explain(model, seen, target=(int(target) + 1) % 3, composite=composite)
-    with pytest.raises(dt.errors.InputError, match="beyond the bounds"):
+    with pytest.raises(dt.errors.InputError, match="excludes the input"):
         dt.explain(model, seen + 3, target=int(target), composite=composite)
 
 
@@ -232,6 +232,16 @@ def test_products_of_non_negative_matrices_converge_and_gaussian_ones_do_not():
     )
     assert apart["|Gaussian|"][7] < 1e-12
     assert apart["α2 β1"][7] < 1e-5
+
+
+@pytest.mark.parametrize("name", sorted(rank_one.CLOSED))
+def test_chains_of_matrices_begin_at_their_closed_form(name: str):
+    matrix, _ = rank_one.CHAINS[name]
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(2000, 512, generator=generator, dtype=torch.float64) @ matrix((512, 512), generator)
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    apart = 1 - float((vectors[:1000] @ vectors[1000:].T).abs().mean())
+    assert apart == pytest.approx(rank_one.CLOSED[name], abs=0.02)  # 1,000 by 1,000 vectors, 512 wide
 
 
 def test_a_reproduction_writes_table_and_figure(tmp_path):

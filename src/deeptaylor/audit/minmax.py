@@ -59,8 +59,9 @@ class Geometry:
         axes = len(self.units) - 1
         if not self.convolves or self.units[1:] == self.maps[1:]:
             return y
-        pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[axes - 1]
-        return pool(y, list(self.units[1:])) * (self.maps[1:].numel() / self.units[1:].numel())
+        pools: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+        means: Tensor = pools[axes - 1](y, list(self.units[1:]))
+        return means * (self.maps[1:].numel() / self.units[1:].numel())
 
     def spread(self, context: Tensor) -> Tensor:
         """What is known of each pooled unit, at every place of its window."""
@@ -100,7 +101,7 @@ class MinMax:
     """Deep Taylor decomposition with trained relevance models: `deep-taylor-minmax`.
 
     Args:
-        model: an `nn.Sequential` of dense layers or convolutions, each with ReLU and perhaps pooling after it; only read.
+        model: an `nn.Sequential` of dense layers or convolutions, each with ReLU and perhaps pooling after it.
         x: (N, ...) samples to train the relevance models on; the relevances are their own aims.
         low: lower bound of the input.
         high: upper bound of the input.
@@ -170,7 +171,8 @@ class MinMax:
         affine = next((m for m in inside if isinstance(m, nn.Linear)), None)
         if affine is None or activations[-1].dim() != 2:
             raise InputError("the last layer must hold an nn.Linear and end in one output, or in one per class")
-        weight, bias = affine.weight.detach(), affine.bias
+        weight: Tensor = affine.weight.detach()
+        bias: Tensor | None = affine.bias
         classes = activations[-1].shape[1]
         if classes > 1 or self.target is not None:
             if self.target is None or not 0 <= self.target < classes or len(weight) != classes:
@@ -183,7 +185,7 @@ class MinMax:
     def _handed_down(self, model: RelevanceModel, below: Tensor, context: Tensor, first: bool) -> Tensor:
         with torch.no_grad():
             y = model.detectors(below, context)
-            weight, apply = model.detect, model.geometry.apply
+            weight, apply = model.detect.detach(), model.geometry.apply
             plus, minus = weight.clamp(min=0), weight.clamp(max=0)
             if not first:
                 return shares(apply, below, plus, y)
@@ -223,7 +225,7 @@ def fit_minmax(
     Raises:
         InputError: the model is not of that form, or data lie outside the bounds.
     """
-    own = unwrapped(model)
+    own: Any = unwrapped(model)
     trained = MinMax(own, data, low=bounds[0], high=bounds[1], target=target, epochs=epochs, rate=rate, tell=tell)
 
     def instead(
@@ -237,8 +239,6 @@ def fit_minmax(
         if target is not None and (not isinstance(aims, Tensor) or bool((aims != target).any())):
             raise InputError(f"these relevance models were trained for class {target}: explain with target={target}")
         ((name, x),) = call.tensors.items()
-        if float(x.min()) < bounds[0] or float(x.max()) > bounds[1]:
-            raise InputError(f"inputs run from {float(x.min()):g} to {float(x.max()):g}, beyond the bounds {bounds}")
         relevance = trained(x.detach())
         explained = result.explained.reshape(len(x), -1)[:, 0]
         inputs = relevance.flatten(1).sum(1).to(explained)
@@ -260,7 +260,7 @@ def _back(apply: Affine, x: Tensor, weight: Tensor, s: Tensor) -> Tensor:
     """Wᵀs."""
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
-        (found,) = torch.autograd.grad(apply(leaf, weight.detach()), leaf, s)
+        (found,) = torch.autograd.grad(apply(leaf, weight), leaf, s)
     return found
 
 
