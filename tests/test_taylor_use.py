@@ -278,6 +278,16 @@ def test_ids_have_no_derivatives(estimate: Callable[..., object]) -> None:
         estimate(net, torch.tensor([[1, 2, 3]]), torch.tensor([[0, 0, 0]]))
 
 
+def test_numbers_passed_as_integers_are_named() -> None:
+    with pytest.raises(dt.errors.InputError, match=r"x\.float"):
+        dt.interactions(mlp(), X.long(), 0)
+
+
+def test_orders_of_a_table_are_drawn_as_an_account() -> None:
+    figure = dt.taylor_orders(mlp(), X, X0).plot()
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()][-1] == "remainder"
+
+
 def test_a_path_that_leaves_the_domain_is_named() -> None:
     for estimate in (dt.taylor_orders, dt.integrated_terms, dt.integrated_hessians):
         with pytest.raises(dt.errors.InputError, match="NaN or Inf at"):
