@@ -319,9 +319,11 @@ def page(known: dict[str, Any]) -> str:
         "",
         f"**`dt.interactions` named a planted pair first on {hits / inputs:.1%} of {inputs:.0f} inputs.**",
         "",
-        "What the tables say: values at the corners of the cube find planted pairs in every kind of network. Derivatives find them in "
-        "smooth image and table networks, find nothing at all in piecewise linear ones unless their kinks are made soft, and mislead "
-        "between words, where nothing lies between a word and its absence; there the residual, far from 0, is the alarm.",
+        "What the tables say: values at the corners of the cube find planted pairs in every kind of network. Second derivatives find "
+        "them in smooth networks of images and tables and find nothing at all in piecewise linear ones, unless kinks are made soft; "
+        "differences of gradients need neither. Between words, where nothing lies between a word and its absence, derivatives are the "
+        "less reliable choice. Being first is one thing, being right in size another: the fit's penalty shrinks a lone pair among "
+        "1176, and its correlation with the truth is the lowest of those that find it.",
         "",
     ]
     for name, (title, _) in PARTS.items():
@@ -357,7 +359,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--missing", action="store_true", help="only what the results do not hold yet")
     asked = parser.parse_args()
-    parts = json.loads(RESULTS.read_text(encoding="utf-8"))["parts"] if RESULTS.exists() else {}
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"parts": {}}
+    parts = known["parts"]
     for name in asked.parts or PARTS:
         for seed in SEEDS:
             if asked.missing and str(seed) in parts.get(name, {}):
@@ -368,7 +371,7 @@ def main() -> None:
             versions = {"deeptaylor": dt.__version__, "torch": torch.__version__, "python": platform.python_version()}
             known = {"parts": parts, "versions": versions}
             RESULTS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            PAGE.write_text(page(known), encoding="utf-8")
+    PAGE.write_text(page(known), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -395,7 +395,7 @@ def test_tables_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(str(folder))
     out = folder / "pairs.png"
     run = CliRunner().invoke(app, ["interactions", "--table", str(folder / "t.csv"), "--row", "1", "-m",
-                                   "taylornets:build", "-r", "zero", "-o", str(out)])  # fmt: skip
+                                   "taylornets:build", "-o", str(out)])  # fmt: skip
     assert run.exit_code == 0, run.output
     assert "slag × age" in run.output
     assert out.stat().st_size > 10_000
