@@ -321,8 +321,8 @@ def page(known: dict[str, Any]) -> str:
         "",
         "What the tables say: values at the corners of the cube find planted pairs in every kind of network. Second derivatives find "
         "them in smooth networks of images and tables and find nothing at all in piecewise linear ones, unless kinks are made soft; "
-        "differences of gradients need neither. Between words, where nothing lies between a word and its absence, derivatives are the "
-        "less reliable choice. Being first is one thing, being right in size another: the fit's penalty shrinks a lone pair among "
+        "differences of gradients need neither. Between words what derivatives find depends on where they are taken, and they leave "
+        "most of f(x) − f(x₀) unexplained: a word is there or not, and nothing lies between. Being first is one thing, being right in size another: the fit's penalty shrinks a lone pair among "
         "1176, and its correlation with the truth is the lowest of those that find it.",
         "",
     ]
