@@ -116,8 +116,8 @@ def page(found: dict[str, Any]) -> str:
         "|---|---|---|---|",
         *(f"| {r['who']} | {r['effort']} | {r['seconds']:.4f} | {r['error']:.1e} |" for r in found["rows"]),
         "",
-        f"With {ours['effort']} deeptaylor has a lower error than path_explain with any number of samples tried, "
-        f"{quickest['seconds'] / ours['seconds']:.0f} times faster than its quickest setting and "
+        f"With {ours['effort']} deeptaylor has a lower error than path_explain with any number of samples tried, and is "
+        f"{quickest['seconds'] / ours['seconds']:.0f} times faster than its quickest setting, and "
         f"{closest['seconds'] / ours['seconds']:.0f} times faster than its closest.",
         "",
         f"Environment: torch {found['versions']['torch']}, Python {found['versions']['python']}, CPU.",

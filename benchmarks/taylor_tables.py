@@ -1,7 +1,8 @@
 """Where Taylor expansions hold on real models: shares of orders, trust radii, residuals, held-out R².
 
 Parts: `concrete` (40 test mixtures, every estimator), `photos` (EfficientNet-Lite0, eight photos, order maps), `fits`
-(the same network, two photos, fitted pairs). Results go to benchmarks/results/taylor_<part>.json; the page docs/taylor_tables.md
+(the same network, fitted pairs), `cnn` and `minilm` (100 short held-out film sentences each: the demo's GloVe network, and
+a linear decision on MiniLM's mean states). `fits`, `cnn` and `minilm` go on where they were stopped. Results go to benchmarks/results/taylor_<part>.json; the page docs/taylor_tables.md
 is written from whatever parts there are.
 """
 
@@ -12,18 +13,28 @@ import json
 import platform
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import deeptaylor as dt
 from deeptaylor import demo, taylor_demo
+from deeptaylor.demo_language import load_minilm
+from deeptaylor.demo_sentiment import Corpus, SentimentCNN, read_corpus, train
 from deeptaylor.report.findings import prepare
 from deeptaylor.taylor.result import part_of_the_way
 from deeptaylor.taylor.segments import each_feature
+from deeptaylor.text.encode import encode
+from deeptaylor.text.together import stand_in_of
 
 HERE = Path(__file__).parent
 PHOTOS = ("coffee", "camera", "chelsea", "motorcycle", "china", "rocket", "flower", "astronaut")
-FITTED = ("coffee", "camera")
+SENTENCES, SHORT = 100, range(4, 9)
+"""Held-out sentences, with so many words."""
+PROBED = 1200
+"""Sentences that the linear decision is fitted to."""
 MIXTURES = 40
 ESTIMATORS = {
     "taylor_terms, at the reference": lambda *a: dt.taylor_terms(*a, at="reference"),
@@ -99,15 +110,123 @@ def photos(chosen: list[str]) -> dict[str, object]:
 
 def fits(chosen: list[str]) -> dict[str, object]:
     """Held-out R² of one and two orders of a fit on 7 by 7 patches."""
-    model, found = demo.load_demo_model().model, {}
+    model, found = demo.load_demo_model().model, _read("fits") or {}
     for name in chosen:
+        if name in found:
+            continue
         x = prepare(image(name), name, demo.PREPROCESSING, "").inputs
         result = dt.fit_taylor(model, x, "blur", (7, 7))
         size = float(result.pair_shares.abs().sum()) / 2
         found[name] = {"total": result.total, "r2": dict(result.fidelity), "sum_of_sizes": size,
                        "residual": result.residual, **result.details}  # fmt: skip
         print(name, found[name], flush=True)
+        _write("fits", found)
     return found
+
+
+class FromVectors(nn.Module):
+    """The demo's network as a function of word vectors (N, words, 50)."""
+
+    def __init__(self, model: SentimentCNN) -> None:
+        super().__init__()
+        self.convolutions, self.decide = model.convolutions, model.decide
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2)
+        return self.decide(torch.cat([F.relu(convolution(x)).amax(2) for convolution in self.convolutions], 1))
+
+
+class Probe(nn.Module):
+    """MiniLM's mean state and a linear decision: scores (N, 2)."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decide = encoder, nn.Linear(encoder.config.hidden_size, 2)
+
+    def forward(self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
+        return self.decide(self.encoder(input_ids=input_ids, inputs_embeds=inputs_embeds).last_hidden_state.mean(1))
+
+
+class FromEmbeddings(nn.Module):
+    """The same as a function of word vectors (N, tokens, 384)."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__()
+        self.probe = probe
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.probe(inputs_embeds=x)
+
+
+def held_out(data: Path | None) -> tuple[Corpus, list[str]]:
+    """The corpus, and the sentences that are looked at."""
+    corpus = read_corpus(data) if data is not None else read_corpus()
+    return corpus, [text for text in corpus.held_out.texts if len(text.split()) in SHORT][:SENTENCES]
+
+
+def texts(
+    part: str, model: nn.Module, tokenizer: Any, by_vectors: nn.Module, lookup: nn.Module, chosen: list[str]
+) -> dict:
+    """Per sentence: orders along its vectors, and pairs of words by the method that `interactions` chooses."""
+    found = _read(part) or {"sentences": {}}
+    for n, text in enumerate(chosen):
+        if text in found["sentences"]:
+            continue
+        pairs = dt.text_interactions(model, tokenizer, text, target=1)
+        ids, blank = pairs_ids(tokenizer, text)
+        with torch.no_grad():
+            x, x0 = lookup(ids), lookup(blank)
+        orders = dt.taylor_orders(by_vectors, x, x0, target=1)
+        found["sentences"][text] = {
+            "total": orders.total, "shares": orders.shares.tolist(), "trust_radius": orders.trust_radius.tolist(),
+            "method": pairs.method, "residual": pairs.relative_residual, "r2": dict(pairs.fidelity),
+            "top": [" × ".join(pairs.top(1)[0][0]), pairs.top(1)[0][1]],
+        }  # fmt: skip
+        if n % 5 == 4:
+            _write(part, found)
+    _write(part, found)
+    return found
+
+
+def pairs_ids(tokenizer: Any, text: str) -> tuple[Tensor, Tensor]:
+    """Ids of a text, and of the same text with every word absent."""
+    encoded = encode(tokenizer, text, limit=None)
+    stand_in, _ = stand_in_of(tokenizer)
+    blank = [token.id if token.special else stand_in for token in encoded.tokens]
+    return torch.tensor([encoded.ids]), torch.tensor([blank])
+
+
+def cnn(data: Path | None) -> dict:
+    corpus, chosen = held_out(data)
+    trained = train(corpus)
+    by_vectors = FromVectors(trained.model).eval()
+    found = texts("cnn", trained.model, trained.vocabulary, by_vectors, trained.model.words, chosen)
+    return found | {"accuracy": trained.accuracy}
+
+
+def minilm(data: Path | None) -> dict:
+    corpus, chosen = held_out(data)
+    encoder, tokenizer = load_minilm()
+    probe = Probe(encoder).eval().requires_grad_(False)
+    train_on, truth = corpus.train.texts[:PROBED], torch.tensor(corpus.train.positive[:PROBED]).float()
+
+    def states(some: list[str]) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([
+                encoder(input_ids=torch.tensor([tokenizer(t).input_ids])).last_hidden_state.mean(1) for t in some
+            ])  # fmt: skip
+
+    x = states(list(train_on)).double()
+    centre, middle = x.mean(0), truth.double().mean()
+    gram = (x - centre).T @ (x - centre) + 0.02 * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
+    weight = torch.linalg.solve(gram, (x - centre).T @ (truth.double() - middle))
+    probe.decide.weight.copy_(torch.stack([-weight, weight]))
+    probe.decide.bias.copy_(torch.stack([centre @ weight, -(centre @ weight)]))
+    tested = states(chosen)
+    wanted = torch.tensor([corpus.held_out.positive[corpus.held_out.texts.index(t)] for t in chosen])
+    right = float((probe.decide(tested).argmax(1) == wanted.long()).float().mean())
+    found = texts("minilm", probe, tokenizer, FromEmbeddings(probe).eval(), encoder.get_input_embeddings(), chosen)
+    return found | {"accuracy": right}
 
 
 def page() -> str:
@@ -166,8 +285,42 @@ def page() -> str:
             r2 = {str(k): v for k, v in row["r2"].items()}
             lines.append(f"| {name} | {row['total']:.2f} | {r2['1']:.3f} | {r2['2']:.3f} | {row['sum_of_sizes']:.1f} |")
         lines.append("")
+    for part, model in (("cnn", "GloVe vectors and a ReLU CNN, the demo's"), ("minilm", "a linear decision on MiniLM")):
+        if table := _read(part):
+            lines += of_texts(table, model)
     lines += [f"torch {torch.__version__}, Python {platform.python_version()}, one thread.", ""]
     return "\n".join(lines)
+
+
+def of_texts(table: dict, model: str) -> list[str]:
+    """Medians over the sentences."""
+    rows = list(table["sentences"].values())
+    shares = [median(row["shares"][k] / row["total"] for row in rows if row["total"]) for k in range(4)]
+    radii = [sorted(row["trust_radius"][k] for row in rows) for k in range(4)]
+    fit = {k: median(row["r2"].get(k, row["r2"].get(int(k), 0.0)) for row in rows) for k in ("1", "2")}
+    methods = sorted({row["method"] for row in rows})
+    reach = [f"{part_of_the_way(r[len(r) // 10])} to {part_of_the_way(r[-1 - len(r) // 10])}" for r in radii]
+    rounded = ", ".join(f"{v:.2g}" for v in shares)
+    return [
+        f"## Sentences: {model}",
+        "",
+        f"{len(rows)} held-out sentences of {SHORT.start} to {SHORT.stop - 1} words, {table.get('accuracy', 0):.0%} of them "
+        "judged rightly; the score of “positive”, towards absent words. Medians; trust radii from the 10th to the 90th percentile.",
+        "",
+        "| along the word vectors, at the sentence | order 1 | 2 | 3 | 4 |",
+        "|---|---|---|---|---|",
+        "| share of f(x) − f(x₀) | " + " | ".join(rounded.split(", ")) + " |",
+        "| trust radius | " + " | ".join(reach) + " |",
+        "",
+        f"Words present or absent ({', '.join(methods)}): residual {median(row['residual'] for row in rows):.1g} of f(x) − f(x₀), "
+        f"R² on unseen sets of words {fit['1']:.2f} with words alone, {fit['2']:.2f} with pairs.",
+        "",
+    ]
+
+
+def _write(part: str, found: dict) -> None:
+    path = HERE / "results" / f"taylor_{part}.json"
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read(part: str) -> dict | None:
@@ -177,19 +330,21 @@ def _read(part: str) -> dict | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["concrete", "photos", "fits"])
+    parser.add_argument("parts", nargs="*", default=["concrete", "photos", "fits", "cnn", "minilm"])
     parser.add_argument("--only", nargs="*", help="photos, where not all")
+    parser.add_argument("--data", type=Path, help="where the rated sentences lie, if not where `make demo` puts them")
     asked = parser.parse_args()
     made = {
         "concrete": concrete,
         "photos": lambda: photos(list(asked.only or PHOTOS)),
-        "fits": lambda: fits(list(asked.only or FITTED)),
+        "fits": lambda: fits(list(asked.only or PHOTOS)),
+        "cnn": lambda: cnn(asked.data),
+        "minilm": lambda: minilm(asked.data),
     }
     for part in asked.parts:
         found = made[part]()
         old = _read(part) if asked.only else None
-        path = HERE / "results" / f"taylor_{part}.json"
-        path.write_text(json.dumps({**(old or {}), **found}, indent=1) + "\n")
+        _write(part, {**(old or {}), **found})
     (HERE.parent / "docs" / "taylor_tables.md").write_text(page())
 
 

@@ -178,6 +178,50 @@ def test_a_relevance_model_fits_the_layer_and_sends_relevance_down():
         MinMax(model, x, low=0.0, high=0.5)
 
 
+@pytest.mark.parametrize("kind", ["convolutional", "classes"])
+def test_trained_relevance_models_are_a_composite(kind: str):
+    torch.manual_seed(0)
+    if kind == "convolutional":
+        net: list[nn.Module] = [nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 6, 3), nn.ReLU(),
+                                nn.AvgPool2d(2), nn.Flatten(), nn.Linear(6, 3)]  # fmt: skip
+        model, x, low = nn.Sequential(*net).eval(), torch.rand(200, 1, 8, 8), 0.0
+    else:
+        model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+        x, low = torch.rand(200, 6) - 0.5, -0.5
+    with torch.no_grad():
+        value, target = model(x).max(0).values.max(0)
+        seen = x[model(x)[:, target] > 0.2 * value]
+    before = {name: v.clone() for name, v in model.state_dict().items()}
+    gaps = []
+    for epochs in (0, 150):
+        composite = dt.fit_minmax(model, x, bounds=(low, 1.0), target=int(target), epochs=epochs, rate=1e-2)
+        found = dt.explain(model, seen, target=int(target), composite=composite, ledger=True)
+        assert found.settings["composite"] == "deep-taylor-minmax"
+        assert found.relevance.shape == seen.shape
+        assert bool((found.relevance >= -1e-6).all())
+        gaps.append(float((found.ledger.gap.abs() / found.explained).median()))
+        assert torch.allclose(found.ledger.gap.float(), found.explained - found.relevance.flatten(1).sum(1), atol=1e-5)
+    assert gaps[1] < gaps[0] / 2
+    assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
+    with pytest.raises(dt.errors.InputError, match="another model"):
+        dt.explain(nn.Sequential(*model).eval(), seen, target=int(target), composite=composite)
+    with pytest.raises(dt.errors.InputError, match="trained for class"):
+        dt.explain(model, seen, target=(int(target) + 1) % 3, composite=composite)
+    with pytest.raises(dt.errors.InputError, match="excludes the input"):
+        dt.explain(model, seen + 3, target=int(target), composite=composite)
+
+
+def test_relevance_models_say_what_they_need():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with pytest.raises(dt.errors.CompositeError, match="fit_minmax"):
+        dt.explain(model, torch.rand(1, 6), composite="deep-taylor-minmax")
+    with pytest.raises(dt.errors.InputError, match="say which is decomposed"):
+        dt.fit_minmax(model, torch.rand(5, 6), bounds=(0.0, 1.0))
+    normed = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).eval()
+    with pytest.raises(dt.errors.InputError, match="BatchNorm2d"):
+        dt.fit_minmax(normed, torch.rand(5, 1, 4, 4), bounds=(0.0, 1.0), target=0)
+
+
 def test_products_of_non_negative_matrices_converge_and_gaussian_ones_do_not():
     generator = torch.Generator().manual_seed(0)
     apart = {
@@ -188,6 +232,16 @@ def test_products_of_non_negative_matrices_converge_and_gaussian_ones_do_not():
     )
     assert apart["|Gaussian|"][7] < 1e-12
     assert apart["α2 β1"][7] < 1e-5
+
+
+@pytest.mark.parametrize("name", sorted(rank_one.CLOSED))
+def test_chains_of_matrices_begin_at_their_closed_form(name: str):
+    matrix, _ = rank_one.CHAINS[name]
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(2000, 512, generator=generator, dtype=torch.float64) @ matrix((512, 512), generator)
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    apart = 1 - float((vectors[:1000] @ vectors[1000:].T).abs().mean())
+    assert apart == pytest.approx(rank_one.CLOSED[name], abs=0.02)  # 1,000 by 1,000 vectors, 512 wide
 
 
 def test_a_reproduction_writes_table_and_figure(tmp_path):

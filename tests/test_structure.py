@@ -18,7 +18,7 @@ ORDER = [
     "demo_sentiment", "demo_texts", "demo_language", "demo_pages", "demo", "audit", "nearest", "taylor_demo", "taylor_cli", "demo_cli", "cli", "__main__",
 ]  # fmt: skip
 # Imported where used, not at import: a rule finds its root points, an attribution draws itself.
-LATE = {("rules", "roots"), ("explainer", "audit"), ("explainer", "shipping"), ("attribution", "plots")}
+LATE = {("rules", "roots"), ("composites", "audit"), ("explainer", "shipping"), ("attribution", "plots")}
 
 
 def _imports() -> list[tuple[str, str]]:
@@ -50,7 +50,7 @@ def test_public_names_are_these():
     assert public == [
         "Attribution", "AuditReport", "Composite", "Explainer", "Ledger", "TextAttribution", "Vocabulary", "__version__", "audit",
         "check_derivatives", "composites", "contrast", "dataset_coefficients", "differences", "errors", "exact_nearest_root", "explain",
-        "explain_text", "extend", "fit_taylor", "gradient_regression", "gradient_secant", "importers", "integrated_hessians",
+        "explain_text", "extend", "fit_minmax", "fit_taylor", "gradient_regression", "gradient_secant", "importers", "integrated_hessians",
         "integrated_terms", "interactions", "interactions_each", "justify", "log_odds", "nearest_root", "recursive_taylor", "rules", "safe_mode",
         "shapley_taylor", "similarity", "smooth_mode", "taylor", "taylor_orders", "taylor_path", "taylor_terms", "testing", "text_interactions",
         "text_similarity", "top", "walk_relevance",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from counting import forward_work, work
 from torch import Tensor, nn
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import deeptaylor as dt
+from deeptaylor.cli import app
+from deeptaylor.report.expansions import Shown, fragment
 from deeptaylor.taylor.problem import pose
 from deeptaylor.taylor.segments import each_feature, grid, phrases, slic, words
 
@@ -275,6 +278,16 @@ def test_ids_have_no_derivatives(estimate: Callable[..., object]) -> None:
         estimate(net, torch.tensor([[1, 2, 3]]), torch.tensor([[0, 0, 0]]))
 
 
+def test_numbers_passed_as_integers_are_named() -> None:
+    with pytest.raises(dt.errors.InputError, match=r"x\.float"):
+        dt.interactions(mlp(), X.long(), 0)
+
+
+def test_orders_of_a_table_are_drawn_as_an_account() -> None:
+    figure = dt.taylor_orders(mlp(), X, X0).plot()
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()][-1] == "remainder"
+
+
 def test_a_path_that_leaves_the_domain_is_named() -> None:
     for estimate in (dt.taylor_orders, dt.integrated_terms, dt.integrated_hessians):
         with pytest.raises(dt.errors.InputError, match="NaN or Inf at"):
@@ -371,12 +384,9 @@ def test_it_works_inside_inference_mode_and_no_grad() -> None:
 # The command line
 
 
-def test_tables_from_the_command_line(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pathlib import Path
-
-    from deeptaylor.cli import app
-
-    folder = Path(str(tmp_path))
+def test_tables_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path
+    monkeypatch.chdir(folder)
     (folder / "taylornets.py").write_text(
         "import torch\n\ndef build():\n    torch.manual_seed(0)\n"
         "    return torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Softplus(), torch.nn.Linear(8, 1)).eval()\n"
@@ -385,7 +395,7 @@ def test_tables_from_the_command_line(tmp_path: object, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(folder))
     out = folder / "pairs.png"
     run = CliRunner().invoke(app, ["interactions", "--table", str(folder / "t.csv"), "--row", "1", "-m",
-                                   "taylornets:build", "-r", "zero", "-o", str(out)])  # fmt: skip
+                                   "taylornets:build", "-o", str(out)])  # fmt: skip
     assert run.exit_code == 0, run.output
     assert "slag × age" in run.output
     assert out.stat().st_size > 10_000
@@ -393,9 +403,39 @@ def test_tables_from_the_command_line(tmp_path: object, monkeypatch: pytest.Monk
     assert run.exit_code == 0, run.output
     assert "order 4" in run.output
     assert "water" in run.output
+    assert "holds for" in (folder / "orders.html").read_text(encoding="utf-8")
     run = CliRunner().invoke(app, ["taylor", "-m", "taylornets:build"])
     assert run.exit_code == 2
     assert "give one photo" in run.output
+
+
+def test_pages_hold_network_matrix_account_and_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pagenets.py").write_text(
+        "def reader():\n    import deeptaylor as dt\n    from test_taylor_use import Negating\n"
+        "    return Negating().eval(), dt.Vocabulary(Negating.words, pad='<pad>')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "words.html"
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(app, ["interactions", *words, "-o", str(out)])
+
+    done = run("--text", "it is not bad", "-m", "pagenets:reader", "-t", "1")
+    assert done.exit_code == 0, done.output
+    page = out.read_text(encoding="utf-8")
+    assert "not × bad" in page
+    assert page.count("<img") == 3  # network, matrix, account
+    assert "remainder" in page
+    assert "http" not in page
+    assert run("--text", "a", "--text", "b", "--text", "c", "-m", "pagenets:reader").exit_code == 2
+    assert "class index" in run("--text", "not bad", "-m", "pagenets:reader", "-t", "positive").output
+    assert ".html" in CliRunner().invoke(app, ["taylor", "-m", "pagenets:reader", "-o", "x.svg"]).output
+    expansion = dt.interactions(convolutional(), sample(3, 28, 28, dtype=torch.float32), "zero", (3, 3))
+    maps = dt.taylor_orders(convolutional(), sample(3, 28, 28, dtype=torch.float32), "zero")
+    both = fragment([Shown("pairs", expansion), Shown("orders <of>", maps)])
+    assert both.count("<img") == 5
+    assert "orders &lt;of&gt;" in both
+    assert "of the way" in both
 
 
 # ---------------------------------------------------------------------------------------------------------------------

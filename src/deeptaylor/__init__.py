@@ -12,6 +12,7 @@ from .attribution import Attribution as Attribution
 from .audit import AuditReport as AuditReport
 from .audit import audit as audit
 from .audit import exact_nearest_root as exact_nearest_root
+from .audit import fit_minmax as fit_minmax
 from .audit import justify as justify
 from .audit import recursive_taylor as recursive_taylor
 from .composites import Composite as Composite

@@ -127,6 +127,9 @@ class Composite:
     name: str = "custom"
     why: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    instead: Callable[..., Any] | None = None
+    """What gives the relevance in place of the rules: called with explainer, call, target, the rules' own attribution,
+    bounds, and whether a ledger is wanted."""
 
     def rule_for(self, place: Place) -> Rule:
         """The rule of the first line that matches.
@@ -305,7 +308,7 @@ PRESETS: dict[str, Callable[..., Composite]] = {
 }
 
 
-EXACT_ROOT = "exact-root"
+EXACT_ROOT, MINMAX = "exact-root", "deep-taylor-minmax"
 
 
 def exact_root() -> Composite:
@@ -313,7 +316,14 @@ def exact_root() -> Composite:
 
     For piecewise linear networks; `bounds` are the domain that the root lies in.
     """
-    return Composite(gradient_times_input().lines, EXACT_ROOT, "the gradient is that of the input's region")
+    lines = gradient_times_input().lines
+    return Composite(lines, EXACT_ROOT, "the gradient is that of the input's region", instead=_at_exact_root)
+
+
+def _at_exact_root(*given: Any) -> Any:
+    from .audit.at_root import at_exact_root
+
+    return at_exact_root(*given)
 
 
 def by_name(name: str, bounds: tuple[Bound, Bound] | None = None) -> Composite | Chooser:
@@ -324,6 +334,11 @@ def by_name(name: str, bounds: tuple[Bound, Bound] | None = None) -> Composite |
     """
     if name == EXACT_ROOT:
         return exact_root()
+    if name == MINMAX:
+        raise CompositeError(
+            f"{MINMAX} needs relevance models trained on your data: composite = dt.fit_minmax(model, data, "
+            f"bounds=(low, high), target=...), then composite=composite"
+        )
     if name not in PRESETS:
         near = difflib.get_close_matches(name.lower().replace("_", "-"), (*PRESETS, EXACT_ROOT), n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}? " if near else ""

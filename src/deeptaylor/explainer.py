@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .attribution import Attribution, versions
-from .composites import EXACT_ROOT, Bound, Chooser, Composite, by_name, single_rule
+from .composites import Bound, Chooser, Composite, by_name, single_rule
 from .errors import CompositeError, InputError, NonFiniteRelevance, RelevanceWarning
 from .inputs import Call, Model, batch_size, bind, check_inputs, check_model, explained_names
 from .ledger import Bookkeeper, Ledger, LedgerRow, Watch, can_batch, merge
@@ -124,12 +124,11 @@ class Explainer:
             from .shipping.differentiable import differentiable
 
             return differentiable(self, call, plan, target)
-        if plan.composite.name != EXACT_ROOT:
+        if plan.composite.instead is None:
             return self._by_rules(call, plan, target, ledger, inner)
-        from .audit.at_root import at_exact_root
-
         result = self._by_rules(call, plan, target, False, inner)
-        return at_exact_root(self, call, target, result, self._bounds, ledger)
+        made: Attribution = plan.composite.instead(self, call, target, result, self._bounds, ledger)
+        return made
 
     def export(
         self,

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from .adapters.zoo import LoadedModel
 
 Reference = Annotated[
-    str, typer.Option("--reference", "-r", help="What an absent part looks like: `blur`, `mean`, `zero`, or a number.")
+    str | None,
+    typer.Option(
+        "--reference",
+        "-r",
+        help="What an absent part looks like: `blur`, `mean`, `zero`, or a number.",
+        show_default="blur of a photo, zero of a table",
+    ),
 ]
 Figure = Annotated[
     Path, typer.Option("--out", "-o", help="A page, **.html**, or the figure alone: a **.png** or **.pdf** file.")
@@ -44,7 +50,7 @@ def taylor(
     model: Annotated[str, typer.Option("--model", "-m", help="As for `explain`.", show_default=False)],
     photo: Annotated[Path | None, typer.Argument(help="A photo.", show_default=False)] = None,
     out: Figure = Path("orders.html"),
-    reference: Reference = "blur",
+    reference: Reference = None,
     order: Annotated[int, typer.Option(min=1, max=4, help="The highest order.")] = 4,
     at: Annotated[str, typer.Option(help="Where the expansion stands: `input`, `reference`, `middle`.")] = "input",
     target: Annotated[
@@ -61,7 +67,7 @@ def taylor(
 
     ```
     deeptaylor taylor cat.jpg -m timm:convnext_tiny --weights convnext.safetensors -o orders.html
-    deeptaylor taylor --table cars.csv --row 3 -m lab.nets:build -r zero
+    deeptaylor taylor --table cars.csv --row 3 -m lab.nets:build
     ```
     """
     from .report.expansions import Shown
@@ -71,7 +77,7 @@ def taylor(
     _check_out(out)
     loaded, x, seen, names = _given(model, photo, table, row, weights, size, mean, std)
     score = Score(loaded.model, x, target=_aim(target, loaded, x))
-    result = taylor_orders(score, x, _absent(reference), order=order, at=at)
+    result = taylor_orders(score, x, _absent(reference, names), order=order, at=at)
     _say(str(result))
     title = f"Taylor orders of {result.target}: {(photo or table or out).name}"
     if names is None:
@@ -89,7 +95,7 @@ def interactions(
     model: Annotated[str, typer.Option("--model", "-m", help="As for `explain`.", show_default=False)],
     photo: Annotated[Path | None, typer.Argument(help="A photo.", show_default=False)] = None,
     out: Figure = Path("interactions.html"),
-    reference: Reference = "blur",
+    reference: Reference = None,
     grid: Annotated[int, typer.Option(min=2, help="Patches along each side of a photo.")] = 7,
     method: Annotated[
         str | None, typer.Option(help="An estimator, to choose yourself.", show_default="what suits input and network")
@@ -112,7 +118,7 @@ def interactions(
 
     ```
     deeptaylor interactions cat.jpg -m timm:convnext_tiny --weights convnext.safetensors
-    deeptaylor interactions --table cars.csv --row 3 -m lab.nets:build -r zero -o cars.png
+    deeptaylor interactions --table cars.csv --row 3 -m lab.nets:build -o cars.png
     deeptaylor interactions --text "it is not a bad movie" -m hf:path/to/classifier
     deeptaylor interactions --text "a man plays guitar" --text "someone strums" -m hf:path/to/encoder
     ```
@@ -132,11 +138,11 @@ def interactions(
     loaded, x, seen, names = _given(model, photo, table, row, weights, size, mean, std)
     score = Score(loaded.model, x, target=_aim(target, loaded, x))
     groups = (grid, grid) if names is None else each_feature(x, names)
-    result = find(score, x, _absent(reference), groups, method=method, progress=True)
+    result = find(score, x, _absent(reference, names), groups, method=method, progress=True)
     _say(str(result))
     shown = [Shown("Which parts act together", result, seen)]
     if out.suffix.lower() == ".html":
-        shown.append(Shown("What each order says", taylor_orders(score, x, _absent(reference)), seen))
+        shown.append(Shown("What each order says", taylor_orders(score, x, _absent(reference, names)), seen))
     title = f"Interactions in {result.target}: {(photo or table or out).name}"
     _write(out, shown, title, lambda: panels(result, photo=seen))
 
@@ -221,7 +227,9 @@ def _row(table: Path, row: int) -> tuple[Tensor, list[str]]:
         raise InputError(f"row {row} of {table} holds something that is no number: {error}") from error
 
 
-def _absent(text: str) -> str | float:
+def _absent(text: str | None, columns: list[str] | None) -> str | float:
+    if text is None:
+        return "blur" if columns is None else "zero"
     try:
         return float(text)
     except ValueError:

@@ -4,6 +4,7 @@ from .exact_root import ExactRoot as ExactRoot
 from .exact_root import exact_nearest_root as exact_nearest_root
 from .justify import Justification as Justification
 from .justify import justify as justify
+from .minmax import fit_minmax as fit_minmax
 from .ray import RayRoot as RayRoot
 from .ray import first_root as first_root
 from .recursion import RecursiveTaylor as RecursiveTaylor

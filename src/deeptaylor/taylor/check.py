@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -180,9 +181,12 @@ def _in_float64(score: Score, x: Tensor) -> tuple[Function, Tensor]:
         return score, x
     if isinstance(score.model, nn.Module):
         try:
-            twin = score.on(copy.deepcopy(score.model).double())
-            value = twin(x.double())
-            if value.dtype == torch.float64 and math.isclose(float(value), score.value, rel_tol=1e-2, abs_tol=1e-3):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch about gradients of a scripted copy's parameters
+                twin = score.on(copy.deepcopy(score.model).double())
+            value = twin(x.double()).detach()
+            close = math.isclose(float(value), score.value, rel_tol=1e-2, abs_tol=1e-3)
+            if value.dtype == torch.float64 and close:
                 return twin, x.double()
         except Exception:
             # Casts or constants of another precision inside: the model's own precision has to do.

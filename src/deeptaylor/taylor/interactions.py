@@ -65,7 +65,6 @@ def interactions(
     batch: int = BATCH,
     progress: bool = False,
     budget: int = BUDGET,
-    samples: int = 1,
 ) -> Expansion: ...
 
 
@@ -83,7 +82,6 @@ def interactions(
     batch: int = BATCH,
     progress: bool = False,
     budget: int = BUDGET,
-    samples: int = 1,
 ) -> Similarity: ...
 
 
@@ -100,7 +98,6 @@ def interactions(
     batch: int = BATCH,
     progress: bool = False,
     budget: int = BUDGET,
-    samples: int = 1,
 ) -> Expansion | Similarity:
     """Which pairs of inputs act together, by the method that suits them; `notes` say what was chosen and why.
 
@@ -122,41 +119,11 @@ def interactions(
         batch: samples sent through the model at once; bounds the memory.
         progress: show choice, cost and a bar on stderr.
         budget: passes above which the work is refused.
-        samples: how many like this one the budget is for.
     """
     if isinstance(inputs, tuple | list):
         return _of_two_inputs(model, inputs, reference, groups, target, kwargs, head, method, batch, progress, budget)
-    before = model.cost if isinstance(model, Score) else Cost()
-    if isinstance(inputs, Tensor) and inputs.dim() > 1 and len(inputs) > 1:
-        raise InputError(
-            f"{len(inputs)} samples: an expansion is of one sample, inputs[:1]; dt.interactions_each takes them all"
-        )
-    if not isinstance(model, Score):
-        model = Score(model, inputs, target=target, kwargs=kwargs, head=head, batch=batch)
-    check_sample(model.model, inputs)
-    modality = _modality(inputs)
-    notes = []
-    if groups is None:
-        groups = _default_groups(inputs, modality)
-    if reference is None:
-        if modality == "ids":
-            raise InputError("ids need a reference: the number of the mask or padding token, tokenizer.mask_token_id")
-        reference = "blur" if modality == "photo" else "zero"
-        notes.append(f'no reference was given; absent means "{reference}" here')
-    if model.probabilities:
-        notes.append("the model returns probabilities, which saturate; target=log_odds() of its scores interacts less")
-    problem = pose(model, inputs, reference, groups)
-    choice = choose(problem, modality, method)
-    problem.afford(choice.passes * samples, budget, "take larger segments" if samples == 1 else "take fewer samples")
-    with _shown(model, choice, progress):
-        result = _run(choice.method, problem, budget)
-        if choice.method == "integrated_terms" and method is None and result.relative_residual > RESIDUAL:
-            left = percent(result.relative_residual)
-            choice = Choice(
-                _of_corners(problem.size), f"the path integral left {left} unexplained", _passes(problem.size)
-            )
-            result = _run(choice.method, problem, budget)
-    return replace(result, cost=model.cost - before).saying(f"chosen: {choice}", *notes)
+    given = {"target": target, "kwargs": kwargs, "head": head, "method": method, "batch": batch, "progress": progress}
+    return _of_one(model, inputs, reference, groups, budget=budget, **given)
 
 
 def interactions_each(
@@ -195,13 +162,63 @@ def interactions_each(
     found: list[Expansion] = []
     for n in range(count):
         own = reference[n : n + 1] if each else reference
-        left = budget - sum(one.cost.passes for one in found)
-        one = interactions(
-            model, inputs[n : n + 1], own, groups, target=targets[n], progress=progress, budget=left, samples=count - n,
-            **options,
+        others = count if n == 0 else 1  # all of them are refused before the first, or none
+        found.append(
+            _of_one(
+                model, inputs[n : n + 1], own, groups, target=targets[n], progress=progress, budget=budget,
+                samples=others, **options,
+            )
         )  # fmt: skip
-        found.append(one)
     return found
+
+
+def _of_one(
+    model: Model | Score,
+    inputs: Tensor,
+    reference: Any,
+    groups: Any,
+    *,
+    target: Any = None,
+    kwargs: Any = None,
+    head: Callable[[Any], Tensor] | None = None,
+    method: str | None = None,
+    batch: int = BATCH,
+    progress: bool = False,
+    budget: int = BUDGET,
+    samples: int = 1,
+) -> Expansion:
+    """`interactions` of one sample, where the budget is for `samples` like it."""
+    before = model.cost if isinstance(model, Score) else Cost()
+    if isinstance(inputs, Tensor) and inputs.dim() > 1 and len(inputs) > 1:
+        raise InputError(
+            f"{len(inputs)} samples: an expansion is of one sample, inputs[:1]; dt.interactions_each takes them all"
+        )
+    if not isinstance(model, Score):
+        model = Score(model, inputs, target=target, kwargs=kwargs, head=head, batch=batch)
+    check_sample(model.model, inputs)
+    modality = _modality(inputs)
+    notes = []
+    if groups is None:
+        groups = _default_groups(inputs, modality)
+    if reference is None:
+        if modality == "ids":
+            raise InputError("ids need a reference: the number of the mask or padding token, tokenizer.mask_token_id")
+        reference = "blur" if modality == "photo" else "zero"
+        notes.append(f'no reference was given; absent means "{reference}" here')
+    if model.probabilities:
+        notes.append("the model returns probabilities, which saturate; target=log_odds() of its scores interacts less")
+    problem = pose(model, inputs, reference, groups)
+    choice = choose(problem, modality, method)
+    problem.afford(choice.passes * samples, budget, "take larger segments" if samples == 1 else "take fewer samples")
+    with _shown(model, choice, progress):
+        result = _run(choice.method, problem, budget)
+        if choice.method == "integrated_terms" and method is None and result.relative_residual > RESIDUAL:
+            left = percent(result.relative_residual)
+            choice = Choice(
+                _of_corners(problem.size), f"the path integral left {left} unexplained", _passes(problem.size)
+            )
+            result = _run(choice.method, problem, budget)
+    return replace(result, cost=model.cost - before).saying(f"chosen: {choice}", *notes)
 
 
 def _of_two_inputs(

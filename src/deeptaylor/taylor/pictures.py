@@ -19,8 +19,8 @@ NAMES = 40
 
 
 def draw(expansion: Expansion, **options: Any) -> Figure:
-    """Order maps of images where there are maps; else the interaction matrix beside the terms."""
-    if expansion.maps is not None:
+    """Order maps of images, the interaction matrix where there are pairs, else the account."""
+    if expansion.maps is not None and expansion.maps.dim() in (3, 4):
         return orders(expansion, **options)
     if len(expansion.coefficients) > 1:
         return matrix(expansion, **options)

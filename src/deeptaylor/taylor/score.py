@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, TargetError
+from ..errors import DeepTaylorError, InputError, TargetError
 from ..inputs import Model, check_model
 from ..origin import live_state, plain_torch
 from ..targets import Target, contrast, log_odds
@@ -61,7 +61,15 @@ class Score:
         self.cost = Cost()
         self.progress: Callable[[int], None] | None = None
         self.probabilities = False
-        self._pick, self.target = self._resolve(target, x)
+        try:
+            self._pick, self.target = self._resolve(target, x)
+        except (RuntimeError, IndexError) as error:
+            if x.is_floating_point() or isinstance(error, DeepTaylorError):
+                raise
+            raise InputError(
+                f"the model can't read an input of {x.dtype} ({error}); numbers are passed as x.float(), ids to models "
+                "that look them up"
+            ) from error
         self.value = float(self.values(x)[0])
         if not _finite(self.value):
             raise InputError(f"f(x) is {self.value}; look at the model's output for this input")

@@ -86,7 +86,7 @@ def text_interactions(
     task = task_of(model, paired=False)
     if task not in TASKS:
         raise InputError(f"words act together on scores of {' or '.join(TASKS)}; this model does {task}")
-    stand_in, why = (absent, "as asked for") if absent is not None else _stand_in(tokenizer)
+    stand_in, why = (absent, "as asked for") if absent is not None else stand_in_of(tokenizer)
     inputs = wiring.inputs(encoded)
     others = {name: row for name, row in inputs.items() if name != wiring.ids}
     reading = Reading(Scores(model, head, task), wiring.ids, others)
@@ -116,7 +116,7 @@ def text_similarity(model: nn.Module, tokenizer: Any, one: str, other: str, **op
             raise InputError(
                 f"{type(encoder).__name__} is no Hugging Face encoder; call dt.similarity with word vectors of your own"
             )
-        stand_in, _ = _stand_in(own)
+        stand_in, _ = stand_in_of(own)
         ids = torch.tensor([encoded.ids], device=_device(encoder))
         tokens = _words(encoded)
         blank = torch.where(tokens.labels.to(ids.device) < 0, ids, torch.full_like(ids, stand_in))
@@ -155,7 +155,7 @@ def _words(encoded: Encoded) -> Segments:
     return Segments(labels, tuple(names), "words")
 
 
-def _stand_in(tokenizer: Any) -> tuple[int, str]:
+def stand_in_of(tokenizer: Any) -> tuple[int, str]:
     """The id of an absent word, and what it is."""
     if isinstance(tokenizer, Vocabulary):
         for word, what in ((tokenizer.pad, "padding"), (tokenizer.unknown, "the unknown word")):
