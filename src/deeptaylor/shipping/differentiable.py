@@ -61,7 +61,10 @@ def _recorded(explainer: Explainer, plan: Plan, call: Call, ask: Ask) -> tuple[P
         program = record_program(plan, call.tensors, live_state(explainer.model), ask, portable=True)
         with plain_torch():
             graph = make_fx(
-                program.graph, decomposition_table=EXPLICIT, tracing_mode="fake", _allow_non_fake_inputs=True
+                torch.func.functionalize(program.graph, remove="mutations"),
+                decomposition_table=EXPLICIT,
+                tracing_mode="fake",
+                _allow_non_fake_inputs=True,
             )(*program.examples)
         for node in graph.graph.nodes:
             if node.target is aten.detach.default:
