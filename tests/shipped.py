@@ -64,7 +64,12 @@ def elsewhere(script: str, *arguments: str, cwd: Path) -> str:
     # an editable install is a finder of its own
     hide += "sys.meta_path = [f for f in sys.meta_path if 'editable' not in type(f).__module__ + repr(f)]\n"
     done = subprocess.run(
-        [sys.executable, "-I", "-c", hide + ABSENT + script, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-c", hide + ABSENT + script, *arguments],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

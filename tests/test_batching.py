@@ -18,14 +18,21 @@ def network():
     return nn.Sequential(*layers).double().eval(), torch.randn(7, 3, 8, 8, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("target", [None, 2, [0, 1, 2, 3, 4, 0, 1], torch.arange(14).reshape(7, 2) % 5, dt.log_odds(), torch.randn(7, 5).double()])
+@pytest.mark.parametrize(
+    "target",
+    [None, 2, [0, 1, 2, 3, 4, 0, 1], torch.arange(14).reshape(7, 2) % 5, dt.log_odds(), torch.randn(7, 5).double()],
+)
 @pytest.mark.parametrize("size", [1, 3, 100, "auto"])
 def test_a_batch_in_parts_is_the_batch(target, size):
     model, x = network()
     explainer = dt.Explainer(model, x, composite="epsilon-gamma-box")
     whole = explainer(x, target=target, ledger=True, inner=["0"])
     parts = explainer(x, target=target, ledger=True, inner=["0"], batch_size=size)
-    for a, b in ((whole.relevance, parts.relevance), (whole.explained, parts.explained), (whole.inner["0"], parts.inner["0"])):
+    for a, b in (
+        (whole.relevance, parts.relevance),
+        (whole.explained, parts.explained),
+        (whole.inner["0"], parts.inner["0"]),
+    ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(whole.ledger.absorbed, parts.ledger.absorbed, rtol=1e-9, atol=1e-9)
 
@@ -41,7 +48,13 @@ class Small(nn.Module):
         return self.layer(x)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+    ],
+)
 def test_auto_halves_until_it_fits_and_remembers(error, monkeypatch):
     model = Small(error).eval()
     x = torch.randn(10, 4)
@@ -90,13 +103,18 @@ def decoder():
     return nn.Sequential(*[Rotated() for _ in range(3)], Last(), nn.Linear(96, 5)), torch.randn(2, 7, 96)
 
 
-@pytest.mark.parametrize(("make", "composite"), [(deep, "epsilon-plus-flat"), (deep, "deep-taylor"), (decoder, "attn-lrp"), (decoder, "epsilon")])
+@pytest.mark.parametrize(
+    ("make", "composite"),
+    [(deep, "epsilon-plus-flat"), (deep, "deep-taylor"), (decoder, "attn-lrp"), (decoder, "epsilon")],
+)
 def test_checkpointing_gives_the_same_at_one_forward_pass_more(make, composite):
     torch.manual_seed(0)
     model, x = make()
     explainer = dt.Explainer(model.eval().requires_grad_(False), x, composite=composite)
     for target in (None, dt.top(2), torch.randn(len(x), 5)):
-        assert torch.equal(explainer(x, target=target).relevance, explainer(x, target=target, checkpoint=True).relevance)
+        assert torch.equal(
+            explainer(x, target=target).relevance, explainer(x, target=target, checkpoint=True).relevance
+        )
     counts = []
     for run in (lambda: explainer(x), lambda: explainer(x, checkpoint=True), lambda: model(x)):
         with LinearOperations() as counted:

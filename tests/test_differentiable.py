@@ -28,8 +28,12 @@ def dense():
 
 
 def convolutions():
-    layers = [nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Sigmoid(), nn.MaxPool2d(2), nn.Conv2d(2, 2, 2, bias=False)]
-    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(2, 3)), torch.randn(2, 1, 6, 6)
+    layers = [nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Sigmoid(), nn.MaxPool2d(2), nn.Conv2d(2, 2, 2)]
+    model = nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(2, 3))
+    with torch.no_grad():
+        model[-1].weight.abs_()  # z+ hands nothing to weights below 0
+        model[4].weight.abs_()
+    return model, torch.randn(2, 1, 6, 6)
 
 
 def encoder():

@@ -127,5 +127,7 @@ def test_exports_that_make_no_sense_are_refused_before_any_work(tmp_path):
     with pytest.raises(InputError, match="recorded"):
         dt.Explainer(model, x, record=True).export(tmp_path / "a.pt2")
     with pytest.raises(InputError, match="exact root"):
-        dt.Explainer(nn.Sequential(nn.Flatten(), nn.Linear(256, 2)).eval(), x, composite="exact-root").export(tmp_path / "a.pt2")
+        dt.Explainer(nn.Sequential(nn.Flatten(), nn.Linear(256, 2)).eval(), x, composite="exact-root").export(
+            tmp_path / "a.pt2"
+        )
     assert not list(tmp_path.iterdir())
