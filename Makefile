@@ -57,6 +57,7 @@ slices: $(ZOO)/.done $(ZOO)/.onnx  ## real architectures, a short list: slices o
 	$(ZOO)/bin/python benchmarks/coverage.py --slice ci $(FRESH)
 	$(ZOO)/bin/python benchmarks/everything.py --slice ci $(FRESH)
 	$(ZOO)/bin/python -m pytest -q tests/test_onnx*.py benchmarks/test_onnx_roundtrip.py
+	$(ZOO)/bin/python -m pytest -q tests/test_onnx.py tests/test_export_onnx.py benchmarks/test_onnx_roundtrip.py
 
 language: $(ZOO)/.done  ## decoders, tokenizers, text heads and image towers of transformers; their second derivatives
 	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py benchmarks/test_text_models.py

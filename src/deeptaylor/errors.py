@@ -11,6 +11,7 @@ DeepTaylorError
 ├── ModelLoadError      a model or its weights could not be loaded
 ├── PhotoError          a photo could not be read
 ├── FileFormatError     a saved attribution could not be read
+├── MemoryExhausted     not even one sample fits into memory
 ├── CompilerError       torch.compile failed, for want of a C++ compiler for example
 ├── MissingExtra        an optional package is not installed
 └── AuditFailed         an audit found what does not hold; `.findings` says what
@@ -76,6 +77,10 @@ class PhotoError(DeepTaylorError):
 
 class FileFormatError(DeepTaylorError):
     """A file is not a saved attribution."""
+
+
+class MemoryExhausted(DeepTaylorError, MemoryError):
+    """Not even one sample's explanation fits into memory."""
 
 
 class CompilerError(DeepTaylorError, RuntimeError):

@@ -6,19 +6,23 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .attribution import Attribution, versions
+from .batching import concatenated, in_batches, part, part_of_target
+from .checkpointed import Checkpointed, checkpointed
 from .composites import Bound, Chooser, Composite, by_name, single_rule
-from .errors import CompositeError, InputError, NonFiniteRelevance, RelevanceWarning
-from .inputs import Call, Model, batch_size, bind, check_inputs, check_model, explained_names
-from .ledger import Bookkeeper, Ledger, LedgerRow, Watch, can_batch, merge
+from .errors import CompositeError, InputError, RelevanceWarning
+from .finite import check_output, check_sizes, refuse_mixing
+from .inputs import Call, Model, bind, check_inputs, check_model, explained_names
+from .inputs import batch_size as batch_size_of
+from .ledger import Bookkeeper, Ledger, LedgerRow, can_batch, merge
 from .one_pass import OnePass, one_pass
 from .origin import graph_of, live_state, plain_torch
-from .plan import Plan, make_plan
+from .plan import Plan, inner_names, make_plan
 from .propagate import Forward, backward, forward
 from .rounding import is_open, left_open, rounded, wide, wide_plan
 from .rules import Relevance, Rule
@@ -29,8 +33,7 @@ from .unwrap import default_explained, needed_arguments, refuse_unmasked_padding
 if TYPE_CHECKING:
     from .shipping.compiled import CompiledExplainer
 
-EXPLOSION = 1e4
-"""Σ|R| of the inputs, as a multiple of the explained value's size, from which a warning names the nodes."""
+Recorded = OnePass | Checkpointed
 
 
 class Explainer:
@@ -72,6 +75,7 @@ class Explainer:
         self._composite = _composite(composite, bounds)
         self._plans: dict[Any, Plan] = {}
         self._programs: dict[Any, Any] = {}
+        self.fits: int | None = None
         self._example = self._call(inputs, kwargs)
         self.plan = self._plan(self._example)
 
@@ -92,6 +96,8 @@ class Explainer:
         ledger: bool = False,
         inner: Sequence[str] = (),
         create_graph: bool = False,
+        batch_size: int | Literal["auto"] | None = None,
+        checkpoint: bool = False,
     ) -> Attribution:
         """Explains a batch.
 
@@ -105,6 +111,10 @@ class Explainer:
             inner: module paths or names of operations whose relevance is wanted too.
             create_graph: relevance, output and explained value can be differentiated by inputs and parameters that
                 require gradients; without ledger and inner relevance. See `docs/numerics.md`.
+            batch_size: explain so many samples at a time; "auto" starts with all of them, takes half as many where
+                memory runs out, and remembers in `self.fits` how many fitted.
+            checkpoint: keep the steps of about √n of the n operations, and make the others again on the way back: much
+                less memory, at up to one forward pass more per target. Without ledger and inner relevance.
 
         Returns:
             The attribution, its relevance shaped like the explained inputs.
@@ -112,11 +122,27 @@ class Explainer:
         Raises:
             InputError, TargetError: before any work.
             NonFiniteRelevance: NaN or Inf on the way back.
+            MemoryExhausted: one sample alone does not fit.
 
         Warns:
             RelevanceWarning: relevance explodes; names the operations where.
         """
+        if checkpoint and (ledger or inner or create_graph):
+            raise InputError("checkpoint lets go of what a ledger, inner relevance or create_graph would need")
         call = self._call(inputs, kwargs)
+        if batch_size is None:
+            return self._at_once(call, target, ledger, inner, create_graph, checkpoint)
+        explained = self._names(call)
+
+        def some(call: Call, target: Target) -> Attribution:
+            return self._at_once(call, target, ledger, inner, create_graph, checkpoint)
+
+        result, self.fits = in_batches(some, call, target, batch_size_of(call, explained), batch_size, self.fits)
+        return result
+
+    def _at_once(
+        self, call: Call, target: Target, ledger: bool, inner: Sequence[str], create_graph: bool, checkpoint: bool
+    ) -> Attribution:
         plan = self._plan(call)
         if create_graph:
             if ledger or inner:
@@ -125,7 +151,7 @@ class Explainer:
 
             return differentiable(self, call, plan, target)
         if plan.composite.instead is None:
-            return self._by_rules(call, plan, target, ledger, inner)
+            return self._by_rules(call, plan, target, ledger, inner, checkpoint)
         result = self._by_rules(call, plan, target, False, inner)
         made: Attribution = plan.composite.instead(self, call, target, result, self._bounds, ledger)
         return made
@@ -177,19 +203,25 @@ class Explainer:
 
         return CompiledExplainer(self, mode, options)
 
-    def _by_rules(self, call: Call, plan: Plan, target: Target, ledger: bool, inner: Sequence[str]) -> Attribution:
+    def _by_rules(
+        self, call: Call, plan: Plan, target: Target, ledger: bool, inner: Sequence[str], checkpoint: bool = False
+    ) -> Attribution:
         with plain_torch():
             tensors = {name: t.detach().clone() if t.is_inference() else t.detach() for name, t in call.tensors.items()}
             given = isinstance(target, Tensor) and target.is_floating_point()  # R and not c: divided by values
             state = live_state(self.model)
             again = partial(forward, plan, tensors, state, full=ledger or given)
             bare = not (ledger or given or inner)
-            run = (one_pass(plan, tensors, state) if bare else None) or again()
+            run: Forward | Recorded
+            if checkpoint:
+                run = checkpointed(plan, tensors, state)
+            else:
+                run = (one_pass(plan, tensors, state) if bare else None) or again()
             seeds = resolve(target, run.output)
-            _check_output(run.output)
+            check_output(run.output)
             if ledger and not self._books_batches(plan):
                 result = self._one_by_one(call, target, inner)
-                _refuse_mixing(run.output, result.output)
+                refuse_mixing(run.output, result.output)
                 return result
             result = self._explain(plan, run, seeds, ledger, inner, again)
             return self._in_float64(plan, tensors, target, inner, result) if is_open(result) else result
@@ -222,7 +254,7 @@ class Explainer:
     def _plan(self, call: Call) -> Plan:
         """The plan for inputs of these sizes, traced when first seen."""
         explained = self._names(call)
-        batch = batch_size(call, explained)
+        batch = batch_size_of(call, explained)
         sizes = {name: (t.dtype, t.device, tuple(t.shape)) for name, t in call.tensors.items()}
         dynamic = {n: (d, v, ("N", *s[1:]) if s and s[0] == batch else s) for n, (d, v, s) in sizes.items()}
         for shapes in (dynamic, sizes):
@@ -241,7 +273,7 @@ class Explainer:
     def _explain(
         self,
         plan: Plan,
-        run: Forward | OnePass,
+        run: Forward | Recorded,
         seeds: Seeds,
         ledger: bool,
         inner: Sequence[str],
@@ -251,14 +283,14 @@ class Explainer:
         accounts: list[list[LedgerRow]] = []
         absorbed: list[Tensor] = []
         found: list[dict[str, Tensor]] = []
-        names = _inner_names(plan, inner)
+        names = inner_names(plan, inner)
         keep = {*names.values(), *(node for source in plan.sources for node in source.nodes)}
         for seed in seeds.seeds:
             books = Bookkeeper(batch, single=batch == 1) if ledger else None
             last = seed is seeds.seeds[-1]
             relevance: dict[str, Relevance] = (
                 run.backward(seed, last)
-                if isinstance(run, OnePass)
+                if isinstance(run, OnePass | Checkpointed)
                 else backward(plan, run, seed, books, keep, release=last)
             )
             reached = {
@@ -269,7 +301,7 @@ class Explainer:
             if books is not None:
                 accounts.append(books.write())
                 absorbed.append(books.absorbed + torch.zeros(batch, dtype=torch.float64))
-        _check_sizes(plan, seeds, found, run.output, again)
+        check_sizes(plan, seeds, found, run.output, again)
         several = seeds.explained.dim() == 2
 
         def gathered(name: str) -> Tensor:
@@ -291,24 +323,18 @@ class Explainer:
     def _one_by_one(self, call: Call, target: Target, inner: Sequence[str]) -> Attribution:
         """Explains sample by sample: the only way to book a batch whose axis can't be told in some operation."""
         explained = self._names(call)
-        batch = batch_size(call, explained)
+        batch = batch_size_of(call, explained)
         results = []
         for n in range(batch):
-            one = {name: t[n : n + 1] if t.dim() and t.shape[0] == batch else t for name, t in call.tensors.items()}
-            single = Call(one, call.leaves, call.spec)
+            single = part(call, batch, n, n + 1)
             plan = self._plan(single)
-            tensors = {name: t.detach() for name, t in one.items()}
+            tensors = {name: t.detach() for name, t in single.tensors.items()}
             again = partial(forward, plan, tensors, live_state(self.model), full=True)
             run = again()
-            own = (
-                target[n : n + 1]
-                if isinstance(target, Tensor) and target.dim() and target.shape[0] == batch
-                else target
-            )
-            own = [own[n]] if isinstance(own, list | tuple) and len(own) == batch else own
+            own = part_of_target(target, batch, n, n + 1)
             result = self._explain(plan, run, resolve(own, run.output), True, inner, again)
             results.append(self._in_float64(plan, tensors, own, inner, result) if is_open(result) else result)
-        return _concatenated(results)
+        return concatenated(results)
 
 
 def explain(
@@ -325,12 +351,23 @@ def explain(
     inner: Sequence[str] = (),
     record: bool = False,
     create_graph: bool = False,
+    batch_size: int | Literal["auto"] | None = None,
+    checkpoint: bool = False,
 ) -> Attribution:
     """Explains one batch; see `Explainer`, which is what to use for more than one."""
     explainer = Explainer(
         model, inputs, composite=composite, kwargs=kwargs, explain=explain, head=head, bounds=bounds, record=record
     )
-    return explainer(inputs, target=target, kwargs=kwargs, ledger=ledger, inner=inner, create_graph=create_graph)
+    return explainer(
+        inputs,
+        target=target,
+        kwargs=kwargs,
+        ledger=ledger,
+        inner=inner,
+        create_graph=create_graph,
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+    )
 
 
 def _composite(composite: str | Composite | Rule, bounds: tuple[Bound, Bound] | None) -> Composite | Chooser:
@@ -345,75 +382,11 @@ def _composite(composite: str | Composite | Rule, bounds: tuple[Bound, Bound] | 
     raise CompositeError(f"composite is a {type(composite).__name__}; pass a preset's name, a Composite or a rule")
 
 
-def _refuse_mixing(together: Tensor, alone: Tensor) -> None:
-    """Refuses a model whose output for a sample depends on the others: no account per sample is right."""
-    off = float((together - alone).abs().max() / together.abs().max().clamp(min=1e-6))
-    if off > 1e-2:
-        raise InputError(
-            f"the model mixes the samples of a batch: alone, they differ by {off:.2g} of the largest output; "
-            "explain them one by one, or without a ledger"
-        )
-
-
-def _check_output(output: Tensor) -> None:
-    if not bool(torch.isfinite(output).all()):
-        raise InputError("the model's output is NaN or Inf on these inputs, so there is nothing to explain")
-
-
-def _inner_names(plan: Plan, wanted: Sequence[str]) -> dict[str, str]:
-    """Asked-for name -> node: a node's own name, or the last operation written in a module."""
-    names = {}
-    for asked in (wanted,) if isinstance(wanted, str) else wanted:
-        inside = [
-            n
-            for n, a in plan.assignments.items()
-            if a.place.node.module == asked or a.place.node.module.startswith(f"{asked}.")
-        ]
-        order = [node.name for node in plan.graph if node.name in inside]
-        if asked in plan.assignments:
-            names[asked] = asked
-        elif order:
-            names[asked] = order[-1]
-        else:
-            raise InputError(
-                f"no relevance passes an operation or module called {asked!r}; print(explainer.plan) lists them"
-            )
-    return names
-
-
-def _total(relevance: Mapping[str, Any], run: Forward | OnePass, name: str) -> Tensor:
+def _total(relevance: Mapping[str, Any], run: Forward | Recorded, name: str) -> Tensor:
     """R of one value; zero where no relevance arrived."""
     arrived = relevance.get(name)
     value: Tensor = run.value(name)
     return torch.zeros_like(value) if not isinstance(arrived, Relevance) else arrived.total(value)
-
-
-def _check_sizes(
-    plan: Plan, seeds: Seeds, found: Sequence[Mapping[str, Tensor]], output: Tensor, again: Callable[[], Forward]
-) -> None:
-    """Raises at NaN or Inf, warns of explosion; names the nodes by running `again`, watched."""
-    for seed, values in zip(seeds.seeds, found, strict=True):
-        size = sum(values[name].double().abs().sum() for name in plan.explained)
-        put = float(seed.total(output).double().abs().sum())
-        if not torch.isfinite(torch.as_tensor(size)):
-            backward(plan, again(), seed, Watch())
-            node = plan.graph[plan.graph.output.name]
-            raise NonFiniteRelevance(node, "relevance became NaN or Inf")
-        if float(size) > EXPLOSION * put > 0:
-            watch = Watch()
-            backward(plan, again(), seed, watch)
-            worst = "\n".join(
-                f"  ×{growth:.3g} at {node.short}, module {node.module!r}, {node.file}:{node.line}: {node.source}"
-                for growth, node in watch.worst()
-            )
-            warnings.warn(
-                f"relevance explodes: the inputs hold {float(size):.3g} in absolute value for {put:.3g} explained; "
-                f"positive and negative shares cancel at denominators near zero. It grows most at\n{worst}\n"
-                "Rules without such denominators (ZPlus, GeneralizedGamma) or a larger epsilon there will help.",
-                RelevanceWarning,
-                stacklevel=4,
-            )
-            return
 
 
 def _ledger(
@@ -428,27 +401,4 @@ def _ledger(
         torch.as_tensor(inputs),
         kept.to(seeds.explained.device) + seeds.absorbed,
         merge(accounts),
-    )
-
-
-def _concatenated(results: Sequence[Attribution]) -> Attribution:
-    first = results[0]
-    ledgers = [r.ledger for r in results if r.ledger is not None]
-    joined = Ledger(
-        torch.cat([ledger.explained for ledger in ledgers]),
-        torch.cat([ledger.inputs for ledger in ledgers]),
-        torch.cat([ledger.absorbed for ledger in ledgers]),
-        merge([list(ledger.rows) for ledger in ledgers]),
-    )
-    target = torch.cat([r.target for r in results]) if isinstance(first.target, Tensor) else first.target
-    return Attribution(
-        relevances={name: torch.cat([r.relevances[name] for r in results]) for name in first.relevances},
-        output=torch.cat([r.output for r in results]),
-        target=target,
-        explained=torch.cat([r.explained for r in results]),
-        plan=first.plan,
-        ledger=joined,
-        inner={name: torch.cat([r.inner[name] for r in results]) for name in first.inner},
-        settings={key: value for r in results for key, value in r.settings.items()},
-        versions=first.versions,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -318,3 +318,24 @@ def _assign(
 
 def _rectifies(fact: Facts | None) -> bool:
     return fact is not None and fact.op is not None and fact.op.rectifies
+
+
+def inner_names(plan: Plan, wanted: Sequence[str]) -> dict[str, str]:
+    """Asked-for name -> node: a node's own name, or the last operation written in a module."""
+    names = {}
+    for asked in (wanted,) if isinstance(wanted, str) else wanted:
+        inside = [
+            n
+            for n, a in plan.assignments.items()
+            if a.place.node.module == asked or a.place.node.module.startswith(f"{asked}.")
+        ]
+        order = [node.name for node in plan.graph if node.name in inside]
+        if asked in plan.assignments:
+            names[asked] = asked
+        elif order:
+            names[asked] = order[-1]
+        else:
+            raise InputError(
+                f"no relevance passes an operation or module called {asked!r}; print(explainer.plan) lists them"
+            )
+    return names

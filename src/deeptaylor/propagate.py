@@ -52,12 +52,20 @@ def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor], 
         full: every value will be asked for, by a ledger for example.
     """
     env = plan.constants(state) | dict(inputs)
+    return forward_part(plan, env, inputs, range(len(plan.graph.nodes)), full)
+
+
+def forward_part(
+    plan: Plan, env: dict[str, Any], inputs: Mapping[str, Any], part: range, full: bool = False
+) -> Forward:
+    """Runs some of the graph's operations, given the values before them in `env`, which becomes those after them."""
     fixed = set(plan.fixed)
     origins = {node for source in plan.sources for node in source.nodes}
     steps: dict[str, Step] = {}
     picked: dict[str, Tensor] = {}
     with torch.no_grad():
-        for i, node in enumerate(plan.graph):
+        for i in part:
+            node = plan.graph.nodes[i]
             if node.name in fixed:
                 continue
             leaves = as_wide(node.values(env))
@@ -66,7 +74,7 @@ def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor], 
                 args, kwargs = node.filled(leaves)
                 env[node.name] = node.op(*args, **kwargs)
                 if assignment is not None or node.name in origins:
-                    picked[node.name] = _wide(env[node.name])
+                    picked[node.name] = widened(env[node.name])
             else:
                 cache = plan.caches.setdefault(node.name, Cache()) if assignment.steady else Cache()
                 step, env[node.name] = _step(node, assignment, leaves, cache)
@@ -74,9 +82,9 @@ def forward(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor], 
                 steps[node.name] = lightened(step, sources, not full and assignment.rule.as_function(step) is not None)
             for name in plan.last_reads[i]:
                 del env[name]
-    output = env[plan.graph.output.name]
+    output: Any = env.get(plan.graph.output.name)
     explained = {name: inputs[name] for name in plan.explained}
-    values = picked | {name: step.made for name, step in steps.items()} | {n: _wide(x) for n, x in explained.items()}
+    values = picked | {name: step.made for name, step in steps.items()} | {n: widened(x) for n, x in explained.items()}
     return Forward(steps, values, output, explained)
 
 
@@ -97,7 +105,7 @@ def _step(node: Node, assignment: Assignment, leaves: list[Any], cache: Cache) -
     args, kwargs = node.filled(leaves)
     refuse_overwriting(node, op, args, kwargs)
     value = node.op(*args, **kwargs) if half or op.role == "affine" else None
-    leaves = [_wide(leaf) for leaf in leaves]  # relevance is carried in float32 at least
+    leaves = [widened(leaf) for leaf in leaves]  # relevance is carried in float32 at least
 
     def call(operation: Callable[..., Any]) -> Callable[..., Any]:
         whole = filled(operation, node, leaves, assignment.leaves)
@@ -177,7 +185,8 @@ def filled(operation: Callable[..., Any], node: Node, leaves: list[Any], where: 
     return function
 
 
-def _wide(value: Any) -> Any:
+def widened(value: Any) -> Any:
+    """Half precision as float32."""
     return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
 
 
@@ -200,7 +209,21 @@ def backward(
         release: forget each step of the forward pass once it is passed, to save memory.
     """
     relevance: dict[str, Any] = {plan.graph.output.name: seed}
-    for node in reversed(plan.graph.nodes):
+    backward_part(plan, run, relevance, plan.graph.nodes, observe, keep, release)
+    return relevance
+
+
+def backward_part(
+    plan: Plan,
+    run: Forward,
+    relevance: dict[str, Any],
+    nodes: Sequence[Node],
+    observe: Observer | None = None,
+    keep: Collection[str] = (),
+    release: bool = False,
+) -> None:
+    """Moves relevance, by name, from behind some operations to before them."""
+    for node in reversed(nodes):
         if node.name not in relevance or node.name not in plan.assignments:
             continue
         if is_getitem(node):
@@ -221,7 +244,6 @@ def backward(
         for source, message in zip(_sources(node, assignment), result.messages, strict=True):
             if message is not None:
                 _add(relevance, source, message, run)
-    return relevance
 
 
 def _ruled(rule: Rule, step: Step, arrived: Relevance) -> Redistribution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -103,15 +104,17 @@ def _compiler(mode: str | None, options: dict[str, Any]) -> Callable[[Any], Any]
     try:
         torch.compile(torch.nn.Identity(), fullgraph=True, mode=mode, options=options or None)
     except RuntimeError as error:
-        raise InputError(f"torch.compile does not take these settings: {error}") from error
+        raise InputError(f"torch.compile does not take these settings: {str(error)[:200]}") from None
     return lambda module: torch.compile(module, fullgraph=True, mode=mode, options=options or None)
 
 
 def _run(run: Callable[..., dict[str, Tensor]], arguments: Sequence[Tensor]) -> dict[str, Tensor]:
     try:
-        return run(*arguments)
+        with warnings.catch_warnings():  # torch's own, of a part of it that the compiler imports
+            warnings.filterwarnings("ignore", message=".*torch.jit.script_method", category=DeprecationWarning)
+            return run(*arguments)
     except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        first = " ".join(line for line in str(error).splitlines()[:2] if line.strip()) or type(error).__name__
         wanted = "a C++ compiler (g++ or clang)" if arguments[0].device.type == "cpu" else "Triton"
         raise CompilerError(
             f"torch.compile could not make code of the explanation: {first}\n"

@@ -7,6 +7,7 @@ the rule, not in the derivative of what the rule gives: places where the recordi
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
     from ..explainer import Explainer
 
 aten = torch.ops.aten
+# Their statistics are outputs that autograd takes for constants, silently; opened, they have a derivative.
+_NORMS = (
+    aten.native_layer_norm.default, aten.native_group_norm.default, aten.native_batch_norm.default,
+    aten._native_batch_norm_legit.default, aten._native_batch_norm_legit.no_stats,
+    aten._native_batch_norm_legit_no_training.default, aten._fused_rms_norm.default,
+)  # fmt: skip
+WHOLE = {op: torch._decomp.decomposition_table[op] for op in _NORMS}
 
 
 def differentiable(explainer: Explainer, call: Call, plan: Plan, target: Target) -> Attribution:
@@ -61,13 +69,17 @@ def _recorded(explainer: Explainer, plan: Plan, call: Call, ask: Ask) -> tuple[P
         program = record_program(plan, call.tensors, live_state(explainer.model), ask, portable=True)
         with plain_torch():
             graph = make_fx(
-                program.graph, decomposition_table=EXPLICIT, tracing_mode="fake", _allow_non_fake_inputs=True
+                torch.func.functionalize(program.graph, remove="mutations"),
+                decomposition_table=EXPLICIT | WHOLE,
+                tracing_mode="fake",
+                _allow_non_fake_inputs=True,
             )(*program.examples)
         for node in graph.graph.nodes:
             if node.target is aten.detach.default:
                 node.replace_all_uses_with(node.args[0])
         graph.graph.eliminate_dead_code()
         without_layouts(graph)
+        _refuse_blind(graph)
         explainer._programs[key] = (program, graph)
     return explainer._programs[key]
 
@@ -79,4 +91,20 @@ def _refuse_cuts(plan: Plan) -> None:
             raise InputError(
                 f"the model cuts autograd's graph at {describe(node)}; relevance depends on what lies before, its "
                 "derivative would not. Take the cut out, or explain without create_graph"
+            )
+
+
+_SEEN = ("split", "unbind", "chunk", "topk", "sort", "max", "min", "median", "kthvalue", "cummax", "cummin")
+
+
+def _refuse_blind(graph: fx.GraphModule) -> None:
+    """Refuses operations whose further outputs autograd takes for constants though they depend on the inputs."""
+    for node in graph.graph.nodes:
+        if node.target is not operator.getitem or node.args[1] == 0 or not node.meta["val"].is_floating_point():
+            continue
+        name = str(node.args[0].target).split(".")[1]
+        if node.users and not name.startswith(_SEEN):
+            raise InputError(
+                f"autograd takes an output of {node.args[0].target} for a constant, so the derivative of relevance "
+                "would be wrong; explain without create_graph, and please report this"
             )

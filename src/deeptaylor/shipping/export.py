@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from ..errors import DeepTaylorError, InputError, MissingExtra
 from ..plan import Plan
@@ -68,7 +69,7 @@ def export(
     packed = pack(program, EXPLICIT if portable else None)
     packed.load(program.values(state))
     _prove(packed.module, program.inputs, program.ask, tensors, expected)
-    exported = _exported(packed.module, plan, program.inputs, program.ask, tensors)
+    exported = _exported(packed.module, plan, program.inputs, program.outputs, program.ask, tensors)
     names = tuple(node.target for node in packed.module.graph.nodes if node.op == "placeholder")
     described = metadata(program, tensors, names, preprocessing)
     if portable:
@@ -104,7 +105,12 @@ def _prove(
 
 
 def _exported(
-    module: fx.GraphModule, plan: Plan, inputs: tuple[str, ...], ask: Ask, tensors: Mapping[str, Tensor]
+    module: fx.GraphModule,
+    plan: Plan,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    ask: Ask,
+    tensors: Mapping[str, Tensor],
 ) -> Any:
     batch = tensors[plan.explained[0]].shape[0]
     arguments = _arguments(inputs, ask, tensors, batch)
@@ -121,6 +127,8 @@ def _exported(
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "custom"):
             node.meta.pop(key, None)
     exported.example_inputs = None  # nor are their pictures
+    signature = exported.module_call_graph[0].signature
+    signature.out_spec = pytree.tree_structure(dict.fromkeys(outputs, 0))  # an ordinary dict
     return exported
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..attribution import Attribution, versions
-from ..explainer import EXPLOSION
+from ..finite import EXPLOSION
 from .program import Program
 
 

@@ -1,0 +1,62 @@
+"""What is checked of every explanation: a finite output, finite relevance, and none that explodes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, NonFiniteRelevance, RelevanceWarning
+from .ledger import Watch
+from .plan import Plan
+from .propagate import Forward, backward
+from .targets import Seeds
+
+EXPLOSION = 1e4
+"""Σ|R| of the inputs, as a multiple of the explained value's size, from which a warning names the nodes."""
+
+
+def check_output(output: Tensor) -> None:
+    """Refuses NaN and Inf."""
+    if not bool(torch.isfinite(output).all()):
+        raise InputError("the model's output is NaN or Inf on these inputs, so there is nothing to explain")
+
+
+def check_sizes(
+    plan: Plan, seeds: Seeds, found: Sequence[Mapping[str, Tensor]], output: Tensor, again: Callable[[], Forward]
+) -> None:
+    """Raises at NaN or Inf, warns of explosion; names the nodes by running `again`, watched."""
+    for seed, values in zip(seeds.seeds, found, strict=True):
+        size = sum(values[name].double().abs().sum() for name in plan.explained)
+        put = float(seed.total(output).double().abs().sum())
+        if not torch.isfinite(torch.as_tensor(size)):
+            backward(plan, again(), seed, Watch())
+            node = plan.graph[plan.graph.output.name]
+            raise NonFiniteRelevance(node, "relevance became NaN or Inf")
+        if float(size) > EXPLOSION * put > 0:
+            watch = Watch()
+            backward(plan, again(), seed, watch)
+            worst = "\n".join(
+                f"  ×{growth:.3g} at {node.short}, module {node.module!r}, {node.file}:{node.line}: {node.source}"
+                for growth, node in watch.worst()
+            )
+            warnings.warn(
+                f"relevance explodes: the inputs hold {float(size):.3g} in absolute value for {put:.3g} explained; "
+                f"positive and negative shares cancel at denominators near zero. It grows most at\n{worst}\n"
+                "Rules without such denominators (ZPlus, GeneralizedGamma) or a larger epsilon there will help.",
+                RelevanceWarning,
+                stacklevel=4,
+            )
+            return
+
+
+def refuse_mixing(together: Tensor, alone: Tensor) -> None:
+    """Refuses a model whose output for a sample depends on the others: no account per sample is right."""
+    off = float((together - alone).abs().max() / together.abs().max().clamp(min=1e-6))
+    if off > 1e-2:
+        raise InputError(
+            f"the model mixes the samples of a batch: alone, they differ by {off:.2g} of the largest output; "
+            "explain them one by one, or without a ledger"
+        )
