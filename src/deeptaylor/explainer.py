@@ -117,9 +117,10 @@ class Explainer:
         with plain_torch():
             tensors = {name: t.detach().clone() if t.is_inference() else t.detach() for name, t in call.tensors.items()}
             given = isinstance(target, Tensor) and target.is_floating_point()  # R and not c: divided by values
-            again = partial(forward, plan, tensors, live_state(self.model), full=ledger or given)
+            state = live_state(self.model)
+            again = partial(forward, plan, tensors, state, full=ledger or given)
             bare = not (ledger or given or inner)
-            run = (one_pass(plan, tensors, live_state(self.model)) if bare else None) or again()
+            run = (one_pass(plan, tensors, state) if bare else None) or again()
             seeds = resolve(target, run.output)
             _check_output(run.output)
             if ledger and not self._books_batches(plan):

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+_NO_KWARGS: Mapping[str, Any] = {}
+
 
 @dataclass(frozen=True)
 class Ref:
@@ -69,19 +71,29 @@ class Node:
         return pytree.tree_flatten((self.args, dict(self.kwargs)))
 
     @cached_property
-    def _names(self) -> tuple[str, ...] | None:
-        """Names of the keyword arguments; None where an argument is a container."""
-        plain = len(self.leaves) == len(self.args) + len(self.kwargs)
-        plain &= not any(isinstance(value, list | tuple | Mapping) for value in (*self.args, *self.kwargs.values()))
-        return tuple(self.kwargs) if plain else None
+    def _places(self) -> tuple[int | tuple[int, ...], ...] | None:
+        """Where in `leaves` each argument stands, a list of plain values as a tuple; None where it is deeper."""
+        places: list[int | tuple[int, ...]] = []
+        count = 0
+        for value in (*self.args, *self.kwargs.values()):
+            if isinstance(value, list) and not any(isinstance(item, list | tuple | Mapping) for item in value):
+                places.append(tuple(range(count, count + len(value))))
+                count += len(value)
+            elif isinstance(value, list | tuple | Mapping):
+                return None
+            else:
+                places.append(count)
+                count += 1
+        return tuple(places) if count == len(self.leaves) else None
 
     def filled(self, leaves: Sequence[Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """(args, kwargs) with these leaves."""
-        if self._names is None:
+        if self._places is None:
             args, kwargs = pytree.tree_unflatten(leaves, self._flat[1])
             return args, kwargs
+        values = [leaves[at] if isinstance(at, int) else [leaves[i] for i in at] for at in self._places]
         own = len(self.args)
-        return leaves[:own], dict(zip(self._names, leaves[own:], strict=True))
+        return values[:own], dict(zip(self.kwargs, values[own:], strict=True)) if self.kwargs else _NO_KWARGS
 
     def values(self, env: Mapping[str, Any]) -> list[Any]:
         """The leaves, what they stand for in place of names."""
