@@ -21,6 +21,7 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models reproductions bench sentiment planted peers taylor-tables taylor-planted taylor-path taylor-pairs onnx browser clean
 .PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models reproductions bench sentiment auto-choice planted peers taylor-tables taylor-path taylor-pairs onnx browser clean
+.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models reproductions bench bench-gpu sentiment planted peers taylor-tables taylor-path taylor-pairs onnx browser clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -74,9 +75,12 @@ reproductions: $(VENV)/.test  ## the papers' tables, measured again; writes docs
 	$(PIP) -e '.[reproduce]'
 	$(PY) benchmarks/reproductions.py $(if $(DATA),--data $(DATA))
 
-bench: $(ZOO)/.done $(PEERS)/.done  ## what attention models cost against gradient x input and LXT; writes docs/bench.md
-	$(ZOO)/bin/python benchmarks/bench.py
-	$(PEERS)/bin/python benchmarks/bench_lxt.py
+bench: $(PEERS)/.done  ## what explanations cost beside the gradient and four libraries; writes docs/bench.md (hours)
+	$(PEERS)/bin/python benchmarks/bench.py
+	$(PEERS)/bin/python benchmarks/bench.py --tracing
+
+bench-gpu: $(PEERS)/.done  ## the same on CUDA, where there is a GPU
+	$(PEERS)/bin/python benchmarks/bench.py --gpu
 
 sentiment: $(VENV)/.llm  ## do the words that relevance names move the sentiment models? writes docs/sentiment.md (an hour)
 	$(PY) benchmarks/sentiment.py cnn

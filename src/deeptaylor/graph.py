@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+_NO_KWARGS: Mapping[str, Any] = {}
+
 
 @dataclass(frozen=True)
 class Ref:
@@ -69,26 +71,29 @@ class Node:
         return pytree.tree_flatten((self.args, dict(self.kwargs)))
 
     @cached_property
-    def _spans(self) -> tuple[tuple[int, ...], ...] | None:
-        """Where each argument's leaves begin, and for a list of them end; None where containers hold containers."""
-        spans: list[tuple[int, ...]] = []
-        start = 0
+    def _places(self) -> tuple[int | tuple[int, ...], ...] | None:
+        """Where in `leaves` each argument stands, a list of plain values as a tuple; None where it is deeper."""
+        places: list[int | tuple[int, ...]] = []
+        count = 0
         for value in (*self.args, *self.kwargs.values()):
-            flat = isinstance(value, list) and not any(isinstance(item, list | tuple | Mapping) for item in value)
-            if not flat and isinstance(value, list | tuple | Mapping):
+            if isinstance(value, list) and not any(isinstance(item, list | tuple | Mapping) for item in value):
+                places.append(tuple(range(count, count + len(value))))
+                count += len(value)
+            elif isinstance(value, list | tuple | Mapping):
                 return None
-            spans.append((start, start + len(value)) if flat else (start,))
-            start += len(value) if flat else 1
-        return tuple(spans) if start == len(self.leaves) else None
+            else:
+                places.append(count)
+                count += 1
+        return tuple(places) if count == len(self.leaves) else None
 
     def filled(self, leaves: Sequence[Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """(args, kwargs) with these leaves."""
-        if self._spans is None:
+        if self._places is None:
             args, kwargs = pytree.tree_unflatten(leaves, self._flat[1])
             return args, kwargs
-        values = [leaves[span[0]] if len(span) == 1 else list(leaves[span[0] : span[1]]) for span in self._spans]
+        values = [leaves[at] if isinstance(at, int) else [leaves[i] for i in at] for at in self._places]
         own = len(self.args)
-        return values[:own], dict(zip(self.kwargs, values[own:], strict=True))
+        return values[:own], dict(zip(self.kwargs, values[own:], strict=True)) if self.kwargs else _NO_KWARGS
 
     def values(self, env: Mapping[str, Any]) -> list[Any]:
         """The leaves, what they stand for in place of names."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from .composites import Chooser, Composite, Place
 from .errors import InputError, UnsupportedOp
 from .facts import Facts, Gates, facts_of, nonnegative
 from .graph import Graph, Node, is_getitem, lookup
-from .rules import Rule
+from .rules import Rule, Secant
+from .rules.base import habits_of
 from .sources import Source, find_sources
 from .step import NO_FACTORS, Cache, Factors, Step
 
@@ -69,6 +70,8 @@ class Assignment:
     """affine: the name of the argument that is the data."""
     nonnegative: bool = False
     rectified: bool = False
+    rectifier: str = ""
+    """The ReLU that alone reads the output, where the rule does not mind its value in the output's place."""
     batch_axis: int = 0
     """Of the first argument that carries relevance."""
     steady: bool = True
@@ -128,6 +131,13 @@ class Plan:
         )
 
     @cached_property
+    def unmasked(self) -> frozenset[str]:
+        """ReLUs that c passes as it is, since the rule below multiplies it by the ReLU's value."""
+        return frozenset(
+            a.rectifier for a in self.assignments.values() if a.rectifier and habits_of(a.rule).weighs
+        ) & frozenset(n for n, a in self.assignments.items() if isinstance(a.rule, Secant))
+
+    @cached_property
     def last_reads(self) -> tuple[tuple[str, ...], ...]:
         """For every operation, the values that none reads afterwards; the output stays."""
         last = {name: i for i, node in enumerate(self.graph) for name in node.refs()}
@@ -150,12 +160,11 @@ class Plan:
         env: dict[str, Any] = {name: state[qualified].detach() for name, qualified in self.graph.parameters.items()}
         env |= self.graph.constants
         tensors = {name: env[name] for name in (*self.graph.parameters, *self.graph.constants)}
-        prints = fingerprints({name: tensors[name] for name in self._relied_on()})
         known = self._held.get("prints")
-        if known is None or any(known[name] != seen for name, seen in prints.items()):
+        if known is None or any(known[key] != seen for key, seen in fingerprints(tensors, self._relied_on()).items()):
             self._held.clear()
             self.caches.clear()
-            self._held["prints"] = fingerprints(tensors)
+            self._held["prints"] = fingerprints(tensors, tensors)
             index = self.graph.index
             with torch.no_grad():
                 for name in self.fixed:
@@ -187,29 +196,53 @@ def _bare(assignment: Assignment) -> Step:
 def _nothing(*_: Tensor) -> None: ...
 
 
-def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
-    """What changes when a tensor is replaced or written to, also behind autograd's back (`p.data.mul_(2)`)."""
-    floating = {name: t.detach() for name, t in tensors.items() if t.is_floating_point() and t.numel()}
-    sums = torch.stack([_checksum(t).double() for t in floating.values()]).tolist() if floating else []
-    sum_of = dict(zip(floating, sums, strict=True))
-    return {
-        name: (t.data_ptr(), t.dtype, t.device, 0 if t.is_inference() else t._version, sum_of.get(name))
-        for name, t in tensors.items()
-    }
+def fingerprints(tensors: Mapping[str, Tensor], relied: Collection[str]) -> dict[Any, Any]:
+    """What changes when a tensor is replaced or written to, also behind autograd's back (`p.data.mul_(2)`).
+
+    Small tensors are read together, all of them: one by one, calls would cost more than reading.
+    """
+    if not relied:
+        return {}
+    small: dict[Any, list[Tensor]] = {}
+    sums: dict[Any, Tensor] = {}
+    prints: dict[Any, Any] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel() <= _SMALL and tensor.is_floating_point():
+            small.setdefault((tensor.device, tensor.dtype), []).append(tensor.reshape(-1))
+        elif name in relied and tensor.is_floating_point():
+            sums[name] = _checksum(tensor)
+        if name in relied:
+            version = 0 if tensor.is_inference() else tensor._version
+            prints[name] = tensor.data_ptr(), tensor.dtype, tensor.device, version
+    sums |= {key: _checksum(torch.cat(few)) for key, few in small.items()}
+    found = torch.stack([value.double() for value in sums.values()]).tolist() if sums else []
+    return prints | {("sum", key): value for key, value in zip(sums, found, strict=True)}
 
 
 _ROW = 4096
+_SMALL = 4 * _ROW
 
 
 def _checksum(values: Tensor) -> Tensor:
     """A sum weighted by position, so that values that swap places change it; one reading of the tensor."""
-    flat = values.flatten()
-    weights = 1 + torch.arange(_ROW, device=flat.device, dtype=flat.dtype).mul(0.618034).frac()
+    flat = values.reshape(-1)
     rows = flat.numel() // _ROW
     whole, rest = flat[: rows * _ROW].view(rows, _ROW), flat[rows * _ROW :]
-    sums = whole @ weights if rows else flat.new_zeros(0)
-    order = 1 + torch.arange(rows, device=flat.device, dtype=flat.dtype).mul(0.754877).frac()
-    return (sums * order).sum() + (rest * weights[: rest.numel()]).sum()
+    total = (rest * _weights(rest.numel(), 0.618034, flat.device, flat.dtype)).sum()
+    if not rows:
+        return total
+    sums = whole @ _weights(_ROW, 0.618034, flat.device, flat.dtype)
+    return total + (sums * _weights(rows, 0.754877, flat.device, flat.dtype)).sum()
+
+
+def _weights(count: int, step: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """1 + the fractional part of i·step: as many as asked for, of a longer sequence that is kept."""
+    return _sequence(1 << max(12, (count - 1).bit_length()), step, device, dtype)[:count]
+
+
+@lru_cache(maxsize=64)
+def _sequence(count: int, step: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return (1 + torch.arange(count, device=device, dtype=torch.float64).mul(step).frac()).to(dtype)
 
 
 def make_plan(graph: Graph, explained: Mapping[str, bool], composite: Composite | Chooser) -> Plan:
@@ -306,6 +339,7 @@ def _assign(
             fact.data,
             nonnegative=all(source in positive for source in fact.sources),
             rectified=bool(readers) and all(_rectifies(facts.get(reader.name)) for reader in readers),
+            rectifier=_rectifier(place, rule, readers, name == graph.output.name),
             batch_axis=(graph[fact.sources[0]].batch_dim or 0) if fact.sources[0] in graph.index else 0,
             steady=all(ref in fact.sources or ref in steady for ref in node.refs()),
             factors=factors,
@@ -314,6 +348,13 @@ def _assign(
     if refused:
         raise UnsupportedOp(refused[::-1], reasons[::-1])
     return assignments
+
+
+def _rectifier(place: Place, rule: Rule, readers: list[Node], is_output: bool) -> str:
+    writable = place.role == "affine" or place.node.short == "add"
+    if is_output or not (writable and habits_of(rule).local) or len(readers) != 1 or readers[0].short != "relu":
+        return ""
+    return readers[0].name
 
 
 def _rectifies(fact: Facts | None) -> bool:

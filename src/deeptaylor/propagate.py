@@ -15,6 +15,7 @@ from .graph import Node, is_getitem
 from .ops import Op
 from .plan import Assignment, Plan
 from .rules import Redistribution, Relevance, Rule
+from .rules.base import habits_of
 from .rules.gradient import HeldConstant
 from .rules.rearrange import Move
 from .rules.redistribute import added
@@ -36,6 +37,8 @@ class Forward:
     output: Tensor
     inputs: Mapping[str, Tensor]
     """The explained inputs."""
+    unmasked: Collection[str] = ()
+    """ReLUs whose value stands in for their argument, in an operation whose rule multiplies c by it."""
 
     def value(self, name: str) -> Any:
         """The value of that name."""
@@ -63,6 +66,7 @@ def forward_part(
     origins = {node for source in plan.sources for node in source.nodes}
     steps: dict[str, Step] = {}
     picked: dict[str, Tensor] = {}
+    rectified: set[str] = set()
     with torch.no_grad():
         for i in part:
             node = plan.graph.nodes[i]
@@ -77,7 +81,9 @@ def forward_part(
                     picked[node.name] = widened(env[node.name])
             else:
                 cache = plan.caches.setdefault(node.name, Cache()) if assignment.steady else Cache()
-                step, env[node.name] = _step(node, assignment, leaves, cache)
+                rectifier = "" if full else assignment.rectifier
+                step, env[node.name] = _step(node, assignment, leaves, cache, bool(rectifier), node.name in rectified)
+                rectified.add(rectifier)
                 sources = [steps.get(name) for name in _sources(node, assignment)]
                 steps[node.name] = lightened(step, sources, not full and assignment.rule.as_function(step) is not None)
             for name in plan.last_reads[i]:
@@ -85,7 +91,7 @@ def forward_part(
     output: Any = env.get(plan.graph.output.name)
     explained = {name: inputs[name] for name in plan.explained}
     values = picked | {name: step.made for name, step in steps.items()} | {n: widened(x) for n, x in explained.items()}
-    return Forward(steps, values, output, explained)
+    return Forward(steps, values, output, explained, rectified & plan.unmasked)
 
 
 def as_wide(leaves: list[Any]) -> list[Any]:
@@ -97,14 +103,28 @@ def as_wide(leaves: list[Any]) -> list[Any]:
     return leaves
 
 
-def _step(node: Node, assignment: Assignment, leaves: list[Any], cache: Cache) -> tuple[Step, Any]:
-    """The step of one operation, and the value that it passes on."""
+def _step(
+    node: Node, assignment: Assignment, leaves: list[Any], cache: Cache, rectify: bool = False, rectified: bool = False
+) -> tuple[Step, Any]:
+    """The step of one operation, and the value that it passes on.
+
+    Args:
+        node: the operation.
+        assignment: its rule, and what the graph says of it.
+        leaves: its arguments, containers taken apart.
+        cache: kept between calls.
+        rectify: take the value's positive part right away, for the ReLU that alone reads it.
+        rectified: this is that ReLU: the argument is its value already.
+    """
     op = assignment.place.op
     further: list[Any] = []
     half = any(isinstance(leaf, Tensor) and leaf.dtype in HALF for leaf in leaves)
     args, kwargs = node.filled(leaves)
     refuse_overwriting(node, op, args, kwargs)
-    value = node.op(*args, **kwargs) if half or op.role == "affine" else None
+    value: Any = leaves[assignment.leaves[0]] if rectified else None
+    if value is None and (half or op.role == "affine"):
+        value = node.op(*args, **kwargs)
+        value = value.relu_() if rectify else value
     leaves = [widened(leaf) for leaf in leaves]  # relevance is carried in float32 at least
 
     def call(operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -133,12 +153,22 @@ def _step(node: Node, assignment: Assignment, leaves: list[Any], cache: Cache) -
     if op.form is not None:
         wide_args, wide_kwargs = node.filled(leaves)
         affine = op.form.build(arguments_of(node.op, wide_args, wide_kwargs), assignment.data)
-        z = value if not half else function(*xs)
+        z = function(*xs) if half else value
+        if half and rectify:
+            z = z.relu_()
         _forget(leaves, assignment)
         return Step(node, op, function, xs, z, affine=affine, **known), value
-    recorded, z = record(function, xs)
+    memo = Cache()
+    if rectified:
+        z = xs[0]
+    elif habits_of(assignment.rule).underived and not op.first:
+        z = function(*xs)
+    else:
+        recorded, z = record(function, xs)
+        memo.held["recorded", None] = recorded
+    z = z.relu_() if rectify else z
     _forget(leaves, assignment)
-    step = Step(node, op, function, xs, z, linearized=linearized, memo=Cache({("recorded", None): recorded}), **known)
+    step = Step(node, op, function, xs, z, linearized=linearized, memo=memo, **known)
     if value is not None:
         return step, value
     return step, (z, *further) if op.first else z
@@ -233,12 +263,18 @@ def backward_part(
         arrived = relevance[node.name] if node.name in keep else relevance.pop(node.name)
         if release:
             del run.steps[node.name]
+            step.memo.last = True
             if node.name not in keep:
                 run.values.pop(node.name)
         if isinstance(arrived, dict):
             result = _several(step, assignment, arrived)
         else:
-            result = _ruled(assignment.rule, step, arrived)
+            unread = observe is None and node.name not in keep
+            mine = arrived if unread else arrived.shared()
+            if unread and arrived.product and node.name in run.unmasked:
+                result = Redistribution((mine,))
+            else:
+                result = _ruled(assignment.rule, step, mine if habits_of(assignment.rule).once else mine.shared())
         if observe is not None:
             observe(step, arrived, result)
         for source, message in zip(_sources(node, assignment), result.messages, strict=True):
@@ -272,11 +308,12 @@ def _into_slot(plan: Plan, run: Forward, relevance: dict[str, Any], node: Node) 
     """Hands what arrived at `x[i]` to the i-th output of x."""
     source, number = node.args[0].name, node.args[1]
     step = run.steps[source]
+    arrived = relevance[node.name].shared()
     if step.op.first:
-        relevance[source] = relevance[node.name]
+        relevance[source] = arrived
         return
     slots = relevance.setdefault(source, {})
-    arrived, value = relevance[node.name], step.z[number]
+    value = step.z[number]
     slots[number] = slots[number].plus(arrived, lambda: value) if number in slots else arrived
 
 

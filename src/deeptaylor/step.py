@@ -24,6 +24,12 @@ class Cache:
     """What a plan keeps between calls for one node: transformed weights and input-independent denominators."""
 
     held: dict[Any, Any] = field(default_factory=dict)
+    last: bool = False
+    """Whether nobody will ask again."""
+
+    def passing(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value under `key`, kept only for those who will ask again."""
+        return self.held.pop(key) if self.last and key in self.held else make() if self.last else self.get(key, make)
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """The value under `key`, made once."""

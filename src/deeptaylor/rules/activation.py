@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..ops import Role
 from ..step import Function, Step
 from ..symbolic import is_symbolic
-from .base import Redistribution, Relevance, Rule
+from .base import Habits, Redistribution, Relevance, Rule, where_positive
 from .gradient import Gradient
 
 
@@ -25,6 +25,9 @@ class Secant(Rule):
 
     roles: ClassVar[tuple[Role, ...]] = ("activation",)
 
+    def habits(self) -> Habits:
+        return Habits(underived=True, once=True)
+
     def as_function(self, step: Step) -> Function | None:
         return lambda x: _AlongSecant.apply(x, step)
 
@@ -35,6 +38,8 @@ class Secant(Rule):
             return Redistribution(
                 (Relevance(c, product=True),), {"rule": lambda: relevance.total(step.z) * (size == 0)}
             )
+        if step.node.short == "relu" and relevance.product:
+            return Redistribution((replace(relevance, tensor=where_positive(relevance.tensor, step.z, relevance.own)),))
         if not step.op.at_zero:
             passed = slope_of(step, step.x, step.z) * relevance.tensor if relevance.product else relevance.tensor
             return Redistribution((Relevance(passed, relevance.product),))

@@ -13,7 +13,7 @@ from ..errors import CompositeError, DomainError
 from ..ops import Role
 from ..step import Function, Step
 from ..symbolic import is_symbolic
-from .base import Bias, Convention, Redistribution, Relevance, Rule, sample_mean
+from .base import Bias, Convention, Habits, Redistribution, Relevance, Rule, sample_mean
 from .maps import (
     ABSOLUTE,
     BOOST,
@@ -27,6 +27,7 @@ from .maps import (
     SAME,
     SIZE,
     SQUARE,
+    InputMap,
     WeightMap,
     shifted,
 )
@@ -40,6 +41,11 @@ def _sides(step: Step) -> tuple[list[Part], list[Part]]:
     if step.nonnegative:
         return [Part(IDENTITY, PLUS)], [Part(IDENTITY, MINUS)]
     return [Part(POSITIVE, PLUS), Part(NEGATIVE, MINUS)], [Part(POSITIVE, MINUS), Part(NEGATIVE, PLUS)]
+
+
+def _size_of(step: Step) -> InputMap:
+    """|x|."""
+    return IDENTITY if step.nonnegative else ABSOLUTE
 
 
 class AffineRule(Rule):
@@ -57,6 +63,9 @@ class LRPZero(AffineRule):
     def as_function(self, step: Step) -> Function | None:
         return step.function if self.bias == "absorb" else None
 
+    def habits(self) -> Habits:
+        return Habits(local=True, weighs=self.bias == "ignore", once=True)
+
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         return redistribute(step, relevance, [Part(IDENTITY, SAME)], bias=self.bias)
 
@@ -71,6 +80,9 @@ class Epsilon(AffineRule):
     epsilon: float = 1e-6
     rms: float = 0.0
     bias: Bias = "absorb"
+
+    def habits(self) -> Habits:
+        return Habits(local=not self.rms, weighs=self.epsilon > 0 or self.bias == "ignore", once=True)
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         epsilon: Tensor | float = self.epsilon
@@ -92,6 +104,9 @@ class Gamma(AffineRule):
     gamma: float = 0.25
     bias: Bias = "absorb"
 
+    def habits(self) -> Habits:
+        return Habits(local=True, weighs=True, once=True)
+
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         return redistribute(step, relevance, [Part(IDENTITY, BOOST(self.gamma))], bias=self.bias)
 
@@ -106,11 +121,15 @@ class GeneralizedGamma(AffineRule):
     gamma: float = 0.25
     bias: Bias = "absorb"
 
+    def habits(self) -> Habits:
+        return Habits(local=True, weighs=True, once=True)
+
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
-        if step.nonnegative and step.rectified:  # only z > 0 carries relevance
-            return redistribute(step, relevance, [Part(IDENTITY, BOOST(self.gamma))], bias=self.bias)
-        sign = torch.where(step.z < 0, -1.0, 1.0).to(step.z.dtype)
-        own, size = Part(IDENTITY, SAME, 1 + self.gamma / 2), Part(ABSOLUTE, SIZE, self.gamma / 2 * sign)
+        if step.nonnegative and step.rectified:  # only z > 0 carries relevance; the bias is boosted too
+            boosted, positive = [Part(IDENTITY, BOOST(self.gamma))], self.bias != "ignore"
+            return redistribute(step, relevance, boosted, bias=self.bias, nonnegative=positive)
+        sign = torch.where(step.z < 0, -self.gamma / 2, self.gamma / 2).to(step.z.dtype)
+        own, size = Part(IDENTITY, SAME, 1 + self.gamma / 2), Part(_size_of(step), SIZE, sign)
         return redistribute(step, relevance, [own, size], bias=self.bias)
 
 
@@ -136,11 +155,19 @@ class ZPlus(_ByConvention):
     the denominator, with a stabilizer of 1e-6.
     """
 
+    def habits(self) -> Habits:
+        return Habits(local=True, weighs=True, once=True)
+
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         plus, _ = _sides(step)
-        denominator = None if step.nonnegative else (lambda: _positive_sum(step))
         return redistribute(
-            step, relevance, plus, bias=self.policy(), epsilon=self.stabilizer(), denominator=denominator
+            step,
+            relevance,
+            plus,
+            bias=self.policy(),
+            epsilon=self.stabilizer(),
+            denominator=lambda: _positive_sum(step),
+            nonnegative=True,
         )
 
     def __str__(self) -> str:
@@ -154,23 +181,50 @@ ONE_BY_ONE = 8
 
 
 def _positive_sum(step: Step) -> Tensor:
-    """Σ_i (w_ij x_i)⁺ = (Σ_i |w_ij||x_i| + Σ_i w_ij x_i) / 2, at one linear operation.
+    """Σ_i (w_ij x_i)⁺, at one linear operation; once per forward pass.
 
-    Where little is positive the sum cancels: there the positive contributions are added up themselves. A program, which
-    can't ask where, adds them up everywhere, at two linear operations.
+    Signed inputs: (Σ_i |w_ij||x_i| + Σ_i w_ij x_i) / 2. Where little is positive that cancels: there the positive
+    contributions are added up themselves. A program, which can't ask where, adds them up everywhere, at two linear
+    operations.
     """
-    if is_symbolic(step.x):
-        return total_of([forward_of(step, part) for part in _sides(step)[0]])
-    size = forward_of(step, Part(ABSOLUTE, SIZE))
-    z = (size + forward_of(step, Part(IDENTITY, SAME))) / 2
-    uncertain = z < CANCELS * size
+
+    def made() -> Tensor:
+        if step.nonnegative:
+            return forward_of(step, Part(IDENTITY, PLUS))
+        if is_symbolic(step.x):
+            return total_of([forward_of(step, part) for part in _sides(step)[0]])
+        size = forward_of(step, Part(ABSOLUTE, SIZE))
+        z = (size + forward_of(step, Part(IDENTITY, SAME))) / 2
+        return _one_by_one(step, z, z < CANCELS * size, positive=True)
+
+    return cast(Tensor, step.memo.get("z⁺", made))
+
+
+def _negative_sum(step: Step) -> Tensor:
+    """Σ_i (w_ij x_i)⁻ as the layer's own sum without the positive contributions; one by one where that cancels."""
+
+    def made() -> Tensor:
+        if is_symbolic(step.x):
+            return total_of([forward_of(step, part) for part in _sides(step)[1]])
+        positive = _positive_sum(step)
+        z = forward_of(step, Part(IDENTITY, SAME)) - positive
+        return _one_by_one(step, z, z > -CANCELS * positive, positive=False)
+
+    return cast(Tensor, step.memo.get("z⁻", made))
+
+
+def _one_by_one(step: Step, z: Tensor, uncertain: Tensor, positive: bool) -> Tensor:
+    """z, but at uncertain units the sum of the contributions of one sign themselves."""
     if step.rectified:  # elsewhere no relevance arrives
         uncertain &= step.z > 0
     units = uncertain.nonzero(as_tuple=True)
     affine, few = affine_of(step), units[0].numel()
     if few and few * max(128, int(affine.count().max())) > ONE_BY_ONE * z.numel():
-        return total_of([forward_of(step, part) for part in _sides(step)[0]])
-    return z.index_put(units, affine.terms(step.x, units).clamp(min=0).sum(-1)) if few else z
+        return total_of([forward_of(step, part) for part in _sides(step)[0 if positive else 1]])
+    if not few:
+        return z
+    terms = affine.terms(step.x, units)
+    return z.index_put(units, (terms.clamp(min=0) if positive else terms.clamp(max=0)).sum(-1))
 
 
 @dataclass(frozen=True)
@@ -192,16 +246,29 @@ class AlphaBeta(AffineRule):
                 f"AlphaBeta needs alpha - beta = 1 and beta >= 0, got alpha={self.alpha}, beta={self.beta}"
             )
 
+    def habits(self) -> Habits:
+        return Habits(local=True, weighs=True, once=True)
+
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         bias: Bias = self.bias or ("absorb" if self.convention == "zennit" else "ignore")
         epsilon = ZENNIT_STABILIZER if self.convention == "zennit" else 0.0
         plus, minus = _sides(step)
-        alpha, beta = self._factors(step, minus, bias)
-        total = relevance.total(step.z)
-        given = redistribute(step, Relevance(alpha * total), plus, bias=bias, epsilon=epsilon)
+        alpha, beta = step.memo.get("alpha, beta", lambda: self._factors(step, bias))
+        given = redistribute(
+            step,
+            relevance,
+            plus,
+            bias=bias,
+            epsilon=epsilon,
+            denominator=lambda: _positive_sum(step),
+            nonnegative=True,
+            weight=alpha,
+        )
         if self.beta == 0:
             return given
-        taken = redistribute(step, Relevance(-beta * total), minus, bias=bias, epsilon=epsilon)
+        taken = redistribute(
+            step, relevance, minus, bias=bias, epsilon=epsilon, denominator=lambda: _negative_sum(step), weight=-beta
+        )
         message = cast(Relevance, given.messages[0]).plus(cast(Relevance, taken.messages[0]), lambda: step.x)
         absorbed: dict[Any, Callable[[], Tensor]] = {}
         for part in (given, taken):
@@ -209,13 +276,15 @@ class AlphaBeta(AffineRule):
                 absorbed[cause] = added(absorbed.get(cause), amount)
         return Redistribution((message,), absorbed)
 
-    def _factors(self, step: Step, minus: list[Part], bias: Bias) -> tuple[Any, Any]:
-        """α and β per unit: 1 and 0 where the negative side is empty."""
+    def _factors(self, step: Step, bias: Bias) -> tuple[Any, Any]:
+        """α and β per unit: 1 and 0 where one side is empty."""
         if self.convention == "zennit" or self.beta == 0:
             return self.alpha, self.beta
-        plus, _ = _sides(step)
-        empty = (denominator_of(step, minus, bias) == 0) | (denominator_of(step, plus, bias) == 0)
-        return torch.where(empty, 1.0, self.alpha).to(step.z.dtype), torch.where(empty, 0.0, self.beta).to(step.z.dtype)
+        plus, minus = _sides(step)
+        empty = denominator_of(step, minus, bias, lambda: _negative_sum(step)) == 0
+        empty |= denominator_of(step, plus, bias, lambda: _positive_sum(step)) == 0
+        alpha, beta = (torch.where(empty, at_empty, full) for at_empty, full in ((1.0, self.alpha), (0.0, self.beta)))
+        return alpha.to(step.z.dtype), beta.to(step.z.dtype)
 
 
 @dataclass(frozen=True)
@@ -226,6 +295,9 @@ class WSquare(_ByConvention):
     `convention="zennit"` puts b² in the denominator.
     """
 
+    def habits(self) -> Habits:
+        return Habits(local=True, weighs=True, once=True)
+
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         return redistribute(step, relevance, [Part(ONE, SQUARE)], bias=self.policy(), epsilon=self.stabilizer())
 
@@ -233,6 +305,9 @@ class WSquare(_ByConvention):
 @dataclass(frozen=True)
 class Flat(AffineRule):
     """Equal shares to all inputs of a unit: R_{i←j} = R_j / n. Direction 1/w. Lapuschkin et al. 2019."""
+
+    def habits(self) -> Habits:
+        return Habits(local=True, weighs=True, once=True)
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         return redistribute(step, relevance, [Part(ONE, ONES)])
@@ -255,6 +330,9 @@ class ZBox(AffineRule):
 
     low: Tensor | float | None = None
     high: Tensor | float | None = None
+
+    def habits(self) -> Habits:
+        return Habits(local=True, weighs=True, once=True)
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         low, high = step.memo.get("box", lambda: self._box(step))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..ops import Role
 from ..step import Factors, Step
 
+aten = torch.ops.aten
 Bias = Literal["ignore", "absorb", "distribute"]
 Convention = Literal["paper", "zennit"]
 Cause = Literal["bias", "constant", "stabilizer", "rule"]
@@ -28,6 +29,17 @@ class Relevance:
 
     tensor: Tensor
     product: bool = False
+    own: bool = False
+    """Whether nothing else reads the tensor, so that it may be written to."""
+
+    def shared(self) -> Relevance:
+        """The same, not to be written to."""
+        return replace(self, own=False) if self.own else self
+
+    def times(self, factor: Tensor) -> Tensor:
+        """The tensor times a factor of its shape, in its place where that is allowed."""
+        writable = self.own and not self.tensor.requires_grad and not factor.requires_grad
+        return self.tensor.mul_(factor) if writable else self.tensor * factor
 
     def total(self, value: Tensor) -> Tensor:
         """R, given the value of the tensor that it belongs to."""
@@ -45,14 +57,11 @@ class Relevance:
             value: the value of the tensor that the relevance belongs to, often z itself.
             epsilon: the stabilizer, ≥ 0.
         """
-        exact = isinstance(epsilon, float) and epsilon == 0
         if self.product and z is value:
-            return self.tensor if exact else self.tensor * (z.abs() / (z.abs() + epsilon))
+            return self.tensor if is_zero(epsilon) else self.times(kept_share(z, epsilon))
         if z.is_complex():
             return self.total(value) * z / z.abs().square().masked_fill(z == 0, float("inf"))
-        if exact:
-            return self.total(value) / z.masked_fill(z == 0, float("inf"))
-        return self.total(value) / stabilize(z, epsilon)
+        return divided(self.total(value), z, epsilon)
 
     def beyond(self, s: Tensor, z: Tensor, value: Tensor) -> Tensor:
         """R − s·z: what a rule with denominator z does not hand on; exactly 0 where s is the relevance itself."""
@@ -62,12 +71,49 @@ class Relevance:
     def plus(self, other: Relevance, value: Callable[[], Tensor]) -> Relevance:
         """The sum of two messages to one tensor, whose value is asked for only where their forms differ."""
         if self.product == other.product:
-            return Relevance(self.tensor + other.tensor, self.product)
+            for a, b in ((self, other), (other, self)):
+                if (
+                    a.own
+                    and a.tensor.shape == b.tensor.shape
+                    and not (a.tensor.requires_grad or b.tensor.requires_grad)
+                ):
+                    return replace(a, tensor=a.tensor.add_(b.tensor))
+            return Relevance(self.tensor + other.tensor, self.product, own=True)
         return Relevance(self.total(value()) + other.total(value()))
 
     def per(self, step: Step) -> Tensor:
         """c = R / z of a step's output, without a look at z where the relevance is c already."""
         return self.tensor if self.product else self.over(step.z, step.z, 0.0)
+
+
+def is_zero(epsilon: Tensor | float) -> bool:
+    """Whether there is no stabilizer."""
+    return not isinstance(epsilon, Tensor) and epsilon == 0
+
+
+def kept_share(z: Tensor, epsilon: Tensor | float) -> Tensor:
+    """|z| / (|z| + epsilon): what a stabilizer leaves."""
+    size = z.abs()
+    return size.div_(size + epsilon) if not size.requires_grad else size / (size + epsilon)
+
+
+def divided(share: Tensor, z: Tensor, epsilon: Tensor | float, nonnegative: bool = False) -> Tensor:
+    """share / (z + epsilon·sign(z)); without epsilon 0 where z is 0. `nonnegative` says that z is ≥ 0."""
+    if not is_zero(epsilon):
+        return share / (z + epsilon if nonnegative else stabilize(z, epsilon))
+    ratio = share / z
+    if ratio.requires_grad:
+        return share / z.masked_fill(z == 0, float("inf"))
+    return where_positive(ratio, z, own=True) if nonnegative else ratio.masked_fill_(z == 0, 0.0)
+
+
+def where_positive(values: Tensor, z: Tensor, own: bool = False) -> Tensor:
+    """The values where z > 0, else 0, whatever stands there; in their place where they may be written to."""
+    if own and not values.requires_grad:
+        written: Tensor = aten.threshold_backward.grad_input(values, z, 0, grad_input=values)
+        return written
+    found: Tensor = aten.threshold_backward(values, z, 0)
+    return found
 
 
 def taken(c: Tensor, value: Tensor) -> Tensor:
@@ -92,6 +138,23 @@ class Redistribution:
 
 
 @dataclass(frozen=True)
+class Habits:
+    """What a rule does and doesn't do, beyond its formula."""
+
+    underived: bool = False
+    """It hardly asks for the operation's vector-Jacobian product, so that none is recorded beforehand."""
+    local: bool = False
+    """It reads z only where relevance arrives: before a ReLU, the ReLU's output can stand in for z."""
+    weighs: bool = False
+    """It multiplies c by z before all else: behind a ReLU, c needs no mask."""
+    once: bool = False
+    """It reads relevance once, so that relevance nobody else reads may be overwritten."""
+
+
+NO_HABITS = Habits()
+
+
+@dataclass(frozen=True)
 class Rule(ABC):
     """Sends relevance from an operation's output to its data inputs.
 
@@ -99,6 +162,10 @@ class Rule(ABC):
     """
 
     roles: ClassVar[tuple[Role, ...]] = ()
+
+    def habits(self) -> Habits:
+        """What the engine may rely on to save work; of no effect on a subclass with a `__call__` of its own."""
+        return Habits()
 
     def as_function(self, step: Step) -> Callable[..., Any] | None:
         """A function with the operation's value whose vector-Jacobian product is this rule in product form, or None.
@@ -126,6 +193,16 @@ class Rule(ABC):
         from ..roots import root_points
 
         return root_points(self, layer, x, neurons)
+
+
+def habits_of(rule: Rule) -> Habits:
+    """A rule's habits, where they are said of the very `__call__` that it has."""
+    for cls in type(rule).__mro__:
+        if "habits" in vars(cls):
+            return rule.habits()
+        if "__call__" in vars(cls):
+            return NO_HABITS
+    return NO_HABITS
 
 
 def _short(value: Any) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..affine import Affine
 from ..errors import CompositeError
 from ..step import Step
-from .base import Bias, Redistribution, Relevance
+from .base import Bias, Redistribution, Relevance, divided, kept_share
 from .maps import IDENTITY, ONE, ONES, SAME, InputMap, WeightMap
 
 
@@ -45,6 +45,8 @@ def redistribute(
     bias: Bias = "ignore",
     epsilon: Tensor | float = 0.0,
     denominator: Callable[[], Tensor] | None = None,
+    nonnegative: bool = False,
+    weight: Tensor | float = 1.0,
 ) -> Redistribution:
     """Messages proportional to Σ_k a_k(x_i) b_k(w_ij), and the shares of bias and stabilizer.
 
@@ -55,6 +57,8 @@ def redistribute(
         bias: what becomes of the bias's share.
         epsilon: stabilizer of the denominator, ≥ 0; 0 drops (and books) what meets a denominator of exactly 0.
         denominator: a cheaper way to Σ_i,k a_k b_k, without the bias.
+        nonnegative: says that the denominator is ≥ 0 where relevance arrives.
+        weight: multiplies the relevance: so much of it these parts hand on.
     """
     affine = affine_of(step)
     native = [part.key for part in parts] == [("x", "w")] and bias != "ignore"
@@ -63,12 +67,20 @@ def redistribute(
         return cast(Tensor, step.z) if native else denominator_of(step, parts, bias, denominator)
 
     passes = native and relevance.product and not _positive(epsilon)
-    s = relevance.tensor if passes else relevance.over(divisor(), step.z, epsilon)
+    whole = isinstance(weight, float) and weight == 1
+    if passes and whole:
+        s = relevance.tensor
+    elif relevance.product and not step.is_complex:
+        s = (relevance if whole else relevance.shared()).times(
+            _share(step, parts, bias, epsilon, divisor, nonnegative, weight)
+        )
+    else:
+        s = _scaled(weight, relevance.over(divisor(), step.z, epsilon))
 
     scaled = [_transpose(step, part, _scaled(part.scale, s)) for part in parts]
     if all(part.inputs.per is not None for part in parts):
         messages = [_times(part.inputs, step, t) for part, t in zip(parts, scaled, strict=True)]
-        message = Relevance(total_of(messages), product=True)
+        message = Relevance(total_of(messages), product=True, own=not any(part.weights is ONES for part in parts))
     else:
         message = Relevance(total_of([part.inputs.of(step.x) * t for part, t in zip(parts, scaled, strict=True)]))
     share = _bias(step, parts, bias)
@@ -78,7 +90,9 @@ def redistribute(
         message = message.plus(Relevance(affine.spread(dealt).expand_as(step.x)), lambda: step.x)
     # without a stabilizer, only a unit with an empty denominator keeps relevance: its bias alone made it active
     keeper = "stabilizer" if _positive(epsilon) else "rule" if affine.bias is None else "bias"
-    absorbed: dict[Any, Callable[[], Tensor]] = {keeper: lambda: relevance.total(step.z) - s * divisor()}
+    absorbed: dict[Any, Callable[[], Tensor]] = {
+        keeper: lambda: _scaled(weight, relevance.total(step.z)) - s * divisor()
+    }
     if bias == "distribute" and affine.bias is not None:  # a unit without inputs keeps its share
         absorbed["bias"] = added(absorbed.get("bias"), lambda: s * share * (affine.count() == 0))
     if bias == "absorb" and affine.bias is not None:
@@ -86,11 +100,35 @@ def redistribute(
     return Redistribution((message,), absorbed)
 
 
+def _share(
+    step: Step,
+    parts: Sequence[Part],
+    bias: Bias,
+    epsilon: Tensor | float,
+    divisor: Callable[[], Tensor],
+    nonnegative: bool,
+    weight: Tensor | float,
+) -> Tensor:
+    """s / c = z / denominator: one factor for all targets of this forward pass."""
+
+    def made() -> Tensor:
+        z, d = step.z, divisor()
+        share = kept_share(z, epsilon) if d is z else divided(z, d, epsilon, nonnegative)
+        return _scaled(weight, share)
+
+    return step.memo.passing(("share", *(part.key for part in parts), bias, epsilon), made)
+
+
 def denominator_of(step: Step, parts: Sequence[Part], bias: Bias, shares: Callable[[], Tensor] | None = None) -> Tensor:
     """Σ_i,k a_k b_k, with the bias where the policy says so; once per forward pass, whatever the number of targets."""
     shares = shares or (lambda: total_of([_scaled(part.scale, forward_of(step, part)) for part in parts]))
     key = ("denominator", *(part.key for part in parts), bias)
-    return step.memo.get(key, lambda: shares() + _bias(step, parts, bias))
+
+    def made() -> Tensor:
+        own = _bias(step, parts, bias)
+        return shares() + own if isinstance(own, Tensor) else shares()
+
+    return cast(Tensor, step.memo.get(key, made))
 
 
 def affine_of(step: Step) -> Affine:

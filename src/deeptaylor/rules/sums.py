@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ops import Role
 from ..step import Function, Step
-from .base import Cause, Redistribution, Relevance, Rule, taken
+from .base import Cause, Habits, Redistribution, Relevance, Rule, taken
 from .pooling import share_by
 
 
@@ -29,6 +29,9 @@ class Proportional(Rule):
     epsilon: float = 0.0
     bias: Literal["absorb", "ignore"] = "absorb"
     roles: ClassVar[tuple[Role, ...]] = ("sum", "rearrange")
+
+    def habits(self) -> Habits:
+        return Habits(local=True, weighs=self.epsilon > 0 or self.bias == "ignore", once=True)
 
     def as_function(self, step: Step) -> Function | None:
         passes = step.op.role == "sum" and self.epsilon == 0 and self.bias == "absorb"
@@ -61,6 +64,9 @@ class PositiveProportional(Rule):
     """
 
     roles: ClassVar[tuple[Role, ...]] = ("sum",)
+
+    def habits(self) -> Habits:
+        return Habits(local=True, once=True)
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         if step.is_complex:

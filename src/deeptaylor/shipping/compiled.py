@@ -90,7 +90,8 @@ class CompiledExplainer:
             packed = pack(program)
             code = self._codes[id(plan), ask] = _Code(program, packed, self._compile(packed.module))
         weights = code.program.values(state)
-        prints = fingerprints(dict(zip(code.program.weights, weights, strict=True)))
+        named = dict(zip(code.program.weights, weights, strict=True))
+        prints = fingerprints(named, named)
         if prints != code.prints:
             code.packed.refresh(weights)
             code.prints = prints
