@@ -60,7 +60,7 @@ def explainer_of(make, composite: str) -> dt.Explainer:
 def elsewhere(script: str, *arguments: str, cwd: Path) -> str:
     """Runs a script in a process of its own: isolated, in another folder, without this package's path."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    hide = f"import sys; sys.path = [p for p in sys.path if not p.endswith({str(Path(dt.__file__).parent.parent)!r})]\n"
+    hide = "import os, sys; sys.path = [p for p in sys.path if not os.path.isdir(os.path.join(p, 'deeptaylor'))]\n"
     # an editable install is a finder of its own
     hide += "sys.meta_path = [f for f in sys.meta_path if 'editable' not in type(f).__module__ + repr(f)]\n"
     done = subprocess.run(
