@@ -1,8 +1,8 @@
 """Relevance as a training objective: a classifier that learns to leave a distractor alone.
 
-The label is whether the first half of an input is positive on average. A seventeenth number nearly gives it away while training and
-says nothing afterwards. Trained on cross-entropy alone, the network leans on that number; with a penalty on its
-relevance, it does not.
+The label is whether the first half of an input is positive on average. A seventeenth number gives it away while
+training and says nothing afterwards. Trained on cross-entropy alone, the network leans on that number; with a penalty
+on its relevance, it does not.
 
     python relevance_penalty.py
 """

@@ -27,9 +27,7 @@ def explain(session: Any, inputs: dict[str, np.ndarray], target: np.ndarray | No
     given = {name: values for name, values in {**inputs, "target": asked}.items() if name in taken}
     found = dict(zip([place.name for place in session.get_outputs()], session.run(None, given), strict=True))
     if not all(np.isfinite(values).all() for values in found.values()):
-        raise ValueError(
-            "no relevance for these inputs: a sample lies outside the bounds that the program was made for"
-        )
+        raise ValueError("no relevance for these inputs: a sample lies outside the program's bounds")
     return found
 
 
