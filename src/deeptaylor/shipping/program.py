@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -68,7 +68,7 @@ def record_program(
         ask: what is explained.
         portable: open fused attention into matrix products, for which every device and ONNX have kernels.
     """
-    bare = _Unkept(*(getattr(plan, f.name) for f in fields(Plan) if f.name not in ("caches", "_held")))
+    bare = _Unkept(plan.graph, plan.sources, plan.composite, plan.assignments, plan.fixed)
     known = {name: state[name].detach() for name in sorted({*plan.graph.parameters.values()})}
     known |= {_FIXED + name: tensor.detach() for name, tensor in plan.graph.constants.items()}
     names = tuple(plan.graph.inputs)
