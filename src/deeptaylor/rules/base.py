@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..ops import Role
 from ..step import Factors, Step
+from ..symbolic import is_symbolic
 
 aten = torch.ops.aten
 Bias = Literal["ignore", "absorb", "distribute"]
@@ -101,9 +102,9 @@ def divided(share: Tensor, z: Tensor, epsilon: Tensor | float, nonnegative: bool
     """share / (z + epsilon·sign(z)); without epsilon 0 where z is 0. `nonnegative` says that z is ≥ 0."""
     if not is_zero(epsilon):
         return share / (z + epsilon if nonnegative else stabilize(z, epsilon))
-    ratio = share / z
-    if ratio.requires_grad:
+    if share.requires_grad or z.requires_grad or is_symbolic(z):  # 0/0, masked afterwards, has no derivative
         return share / z.masked_fill(z == 0, float("inf"))
+    ratio = share / z
     return where_positive(ratio, z, own=True) if nonnegative else ratio.masked_fill_(z == 0, 0.0)
 
 
