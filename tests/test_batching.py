@@ -123,12 +123,13 @@ def test_checkpointing_gives_the_same_at_one_forward_pass_more(make, composite):
     assert counts[0] < counts[1] <= counts[0] + counts[2]
 
 
-def test_checkpointing_takes_two_fifths_off_the_memory_of_a_deep_network():
+def test_checkpointing_halves_the_memory_of_a_deep_network():
     torch.manual_seed(0)
-    model, x = deep()
-    explainer = dt.Explainer(model.eval(), x, composite="epsilon-plus")
+    layers = [m for _ in range(24) for m in (nn.Conv2d(6, 6, 3, padding=1), nn.SiLU())]
+    model, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6 * 144, 5)).eval(), torch.randn(3, 6, 12, 12)
+    explainer = dt.Explainer(model, x, composite="epsilon-plus")
     explainer(x)
-    assert peak(lambda: explainer(x, checkpoint=True)) < 0.6 * peak(lambda: explainer(x))
+    assert peak(lambda: explainer(x, checkpoint=True)) < 0.5 * peak(lambda: explainer(x))
 
 
 def test_checkpointing_explains_ids_and_refuses_what_it_lets_go():

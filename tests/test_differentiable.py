@@ -43,7 +43,8 @@ def encoder():
 CASES = [
     (dense, rules.Epsilon(1e-2)), (dense, rules.GeneralizedGamma()), (dense, rules.ZPlus()), (dense, rules.AlphaBeta(2.0, 1.0)), (dense, "attn-lrp"),
     (convolutions, rules.Epsilon(1e-2)), (convolutions, rules.Gamma()), (convolutions, rules.ZPlus()), (convolutions, rules.AlphaBeta(2.0, 1.0)),
-    (convolutions, "deep-taylor"), (encoder, "attn-lrp"), (encoder, rules.GeneralizedGamma()), (encoder, "gradient-times-input"),
+    (convolutions, "deep-taylor"), (encoder, "gradient-times-input"),
+    pytest.param(encoder, "attn-lrp", marks=pytest.mark.slow), pytest.param(encoder, rules.GeneralizedGamma(), marks=pytest.mark.slow),
 ]  # fmt: skip
 
 

@@ -94,7 +94,21 @@ def _refuse_cuts(plan: Plan) -> None:
             )
 
 
-_SEEN = ("split", "unbind", "chunk", "topk", "sort", "max", "min", "median", "kthvalue", "cummax", "cummin")
+_SEEN = (
+    "var_mean",
+    "std_mean",
+    "split",
+    "unbind",
+    "chunk",
+    "topk",
+    "sort",
+    "max",
+    "min",
+    "median",
+    "kthvalue",
+    "cummax",
+    "cummin",
+)
 
 
 def _refuse_blind(graph: fx.GraphModule) -> None:
