@@ -27,7 +27,8 @@ COSTS = {
     "z+ of zennit": (ZPlus(convention="zennit"), 3, 4, 1, 2),
     "gamma": (Gamma(0.25), 3, 3, 1, 1),
     "generalised gamma": (GeneralizedGamma(0.25), 3, 4, 1, 2),
-    "alpha-beta": (AlphaBeta(2.0, 1.0), 5, 9, 2, 4),
+    "alpha-beta": (AlphaBeta(2.0, 1.0), 4, 6, 2, 4),
+    "alpha-beta of zennit": (AlphaBeta(2.0, 1.0, convention="zennit"), 4, 6, 2, 4),
     "w^2": (WSquare(), 2, 2, 1, 1),
     "flat": (Flat(), 1, 1, 0, 0),
     "z^B": (ZBox(-5.0, 5.0), 3, 3, 2, 2),
@@ -129,6 +130,15 @@ def test_a_preset_costs_the_sum_of_its_layers(k: int) -> None:
     explainer(x, target=targets)
     units = work(lambda: explainer(x, target=targets)) / forward_work(model, x)
     assert units <= 2 + k + SLACK
+
+
+def test_ten_classes_share_forward_pass_and_denominators() -> None:
+    model, x = chain()
+    for rule, shared in ((Epsilon(), 1), (ZPlus(), 2), (GeneralizedGamma(), 2)):
+        explainer = dt.Explainer(model, x, composite=rule)
+        targets = torch.arange(8).repeat(3, 1)
+        explainer(x, target=targets)
+        assert work(lambda e=explainer, t=targets: e(x, target=t)) <= (shared + 8 + SLACK) * forward_work(model, x)
 
 
 def test_the_ledger_adds_no_linear_operation() -> None:
