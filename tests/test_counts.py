@@ -7,6 +7,7 @@ the shape alone is computed once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,9 @@ COSTS = {
     "z+ of zennit": (ZPlus(convention="zennit"), 3, 4, 1, 2),
     "gamma": (Gamma(0.25), 3, 3, 1, 1),
     "generalised gamma": (GeneralizedGamma(0.25), 3, 4, 1, 2),
-    "alpha-beta": (AlphaBeta(2.0, 1.0), 5, 9, 2, 4),
+    # one less for non-negative input, where few units cancel: see the wide layer below
+    "alpha-beta": (AlphaBeta(2.0, 1.0), 5, 6, 2, 4),
+    "alpha-beta of zennit": (AlphaBeta(2.0, 1.0, convention="zennit"), 5, 6, 2, 4),
     "w^2": (WSquare(), 2, 2, 1, 1),
     "flat": (Flat(), 1, 1, 0, 0),
     "z^B": (ZBox(-5.0, 5.0), 3, 3, 2, 2),
@@ -90,6 +93,17 @@ def test_a_rule_costs_no_more_than_its_floor(layer: str, rule: str, signed: bool
     assert units <= (general if signed else plain) + SLACK
 
 
+@pytest.mark.parametrize("convention", ["paper", "zennit"])
+def test_alpha_beta_takes_its_negative_side_from_the_layers_own_sum(convention: Any) -> None:
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.ReLU(), nn.Linear(256, 256), nn.ReLU()).eval(), torch.randn(3, 256)
+    target = seed_for(module, x)
+    explainer = warm(module, x, AlphaBeta(2.0, 1.0, convention), target)
+    assert work(lambda: explainer(x, target=target)) <= (4 + SLACK + 1 / 3) * forward_work(
+        module, x
+    )  # the check of the weights reads them once
+
+
 @pytest.mark.parametrize("rule", ["z+", "gamma", "w^2", "flat", "z^B"])
 def test_another_batch_of_another_size_finds_the_caches_warm(rule: str) -> None:
     module, x = one_layer("convolution", signed=False)
@@ -129,6 +143,15 @@ def test_a_preset_costs_the_sum_of_its_layers(k: int) -> None:
     explainer(x, target=targets)
     units = work(lambda: explainer(x, target=targets)) / forward_work(model, x)
     assert units <= 2 + k + SLACK
+
+
+def test_ten_classes_share_forward_pass_and_denominators() -> None:
+    model, x = chain()
+    for rule, shared in ((Epsilon(), 1), (ZPlus(), 2), (GeneralizedGamma(), 2)):
+        explainer = dt.Explainer(model, x, composite=rule)
+        targets = torch.arange(8).repeat(3, 1)
+        explainer(x, target=targets)
+        assert work(lambda e=explainer, t=targets: e(x, target=t)) <= (shared + 8 + SLACK) * forward_work(model, x)
 
 
 def test_the_ledger_adds_no_linear_operation() -> None:
