@@ -51,6 +51,7 @@ def read(source: str | Path | Any) -> tuple[Any, int]:
             f"{name} can't be read as an ONNX model, or is truncated ({type(error).__name__}: {_first_line(error)}): "
             "export or copy it again"
         ) from error
+    # files of classical learners state no opset but that of their own domain
     opset = next((entry.version for entry in model.opset_import if entry.domain in _DOMAINS), OLDEST)
     if not model.graph.node or not model.graph.output:
         raise ModelLoadError(f"{name} holds no graph: it is empty, truncated, or no ONNX model")

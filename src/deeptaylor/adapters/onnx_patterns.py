@@ -24,7 +24,8 @@ def write_out_scaler(graph: OnnxGraph) -> None:
             continue
         given = {attribute.name: np.array(attribute.floats, np.float32) for attribute in node.attribute}
         moved, offset, scale = (f"{node.output[0]}/{what}" for what in ("moved", "offset", "scale"))
-        graph.constants[offset], graph.constants[scale] = given["offset"], given["scale"]
+        graph.constants[offset] = given.get("offset", np.zeros(1, np.float32))
+        graph.constants[scale] = given.get("scale", np.ones(1, np.float32))
         less = type(node)(op_type="Sub", name=f"{node.name}/Sub", input=[node.input[0], offset], output=[moved])
         nodes[-1:] = [
             less,

@@ -62,8 +62,9 @@ def _hugging_face(source: str, where: str) -> tuple[Any, Any]:
                 kind = getattr(transformers, named, transformers.AutoModel)
             model, read = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
     except Exception as error:  # transformers raises whatever its readers meet
-        where_to = "" if path.expanduser().exists() else f"; nor is there a folder {where!r} here"
-        raise ModelLoadError(f"--model {source} can't be loaded ({type(error).__name__}): {error}{where_to}") from error
+        here = path.expanduser().exists()
+        hint = "; was it cut short? Copy or save it again" if here else f"; nor is there a folder {where!r} here"
+        raise ModelLoadError(f"--model {source} can't be loaded ({type(error).__name__}): {error}{hint}") from error
     # what a bare encoder makes of [CLS] is not looked at, and many files leave it out
     missing = sorted(name for name in read["missing_keys"] if not name.startswith("pooler."))
     if missing:
