@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import deeptaylor as dt
-from deeptaylor.rules import AlphaBeta, Epsilon, GeneralizedGamma, Redistribution, Relevance, WSquare, ZPlus
+from deeptaylor.rules import AlphaBeta, Epsilon, GeneralizedGamma, LRPZero, Redistribution, Relevance, WSquare, ZPlus
 from deeptaylor.step import Step
 
 
@@ -31,7 +31,7 @@ def case() -> tuple[nn.Module, Tensor]:
     return Residual().eval().double(), torch.randn(2, 4, 5, 5, dtype=torch.double)
 
 
-RULES = [Epsilon(0.1), Epsilon(1e-6, rms=0.25), ZPlus(), ZPlus("zennit"), AlphaBeta(), GeneralizedGamma(), WSquare(),
+RULES = [LRPZero(), LRPZero("ignore"), Epsilon(0.1), Epsilon(1e-6, rms=0.25), ZPlus(), ZPlus("zennit"), AlphaBeta(), GeneralizedGamma(), WSquare(),
          "epsilon", "epsilon-plus", "deep-taylor", "epsilon-gamma-box", "res-lrp"]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..affine import Affine
 from ..errors import CompositeError
 from ..step import Step
-from .base import Bias, Redistribution, Relevance, divided, kept_share
+from .base import Bias, Redistribution, Relevance, divided, is_zero, kept_share
 from .maps import IDENTITY, ONE, ONES, SAME, InputMap, WeightMap
 
 
@@ -113,7 +113,7 @@ def _share(
 
     def made() -> Tensor:
         z, d = step.z, divisor()
-        share = kept_share(z, epsilon) if d is z else divided(z, d, epsilon, nonnegative)
+        share = kept_share(z, epsilon) if d is z and not is_zero(epsilon) else divided(z, d, epsilon, nonnegative)
         return _scaled(weight, share)
 
     return step.memo.passing(("share", *(part.key for part in parts), bias, epsilon), made)
