@@ -81,11 +81,9 @@ def test_counted_gradients_are_what_the_model_ran() -> None:
     assert sum(calls) == result.cost.forwards + result.cost.gradients
 
 
-@pytest.mark.parametrize(("kind", "by_reverse"), [("linear", 1.1), ("convolutional", 2.0)])
-def test_a_hessian_over_49_segments_costs_a_gradient_each(kind: str, by_reverse: float) -> None:
-    """≤ 1.2 g per tangent where they share a chunk, in multiplications; without batching, torch's second derivative of a
-    convolution takes three of them where two would do.
-    """
+@pytest.mark.parametrize("kind", ["linear", "convolutional"])
+def test_a_hessian_over_49_segments_costs_a_gradient_each(kind: str) -> None:
+    """≤ 1.2 g per tangent, in multiplications, batched or not (where torch alone would take 2 g for a convolution)."""
     net, x, groups = mlp(49), sample(49), None
     if kind == "convolutional":
         net, x, groups = convolutional(), sample(3, 56, 56, dtype=torch.float32), (7, 7)
@@ -97,7 +95,7 @@ def test_a_hessian_over_49_segments_costs_a_gradient_each(kind: str, by_reverse:
     v = problem.segments.directions(x, range(49))
     with dt.safe_mode():
         reverse = work(lambda: dt.taylor.derivatives._reverse_products(problem.score, x, v))
-    assert reverse / gradient <= by_reverse * 49
+    assert reverse / gradient <= 1.2 * 49
 
 
 def test_both_ways_to_a_hessian_agree() -> None:

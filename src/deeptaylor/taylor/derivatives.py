@@ -15,6 +15,7 @@ from torch.func import grad, jvp, vmap
 
 from ..errors import InputError
 from ..origin import plain_torch
+from .convolutions import ConstantWeights
 from .result import Cost
 from .safe import safe_mode
 from .score import Score
@@ -102,7 +103,8 @@ def _reverse_second_products(score: Score, point: Tensor, first: Tensor, second:
 
 
 def _gradient(score: Score, leaf: Tensor) -> Tensor:
-    value = score.rows(leaf).sum()
+    with ConstantWeights():
+        value = score.rows(leaf).sum()
     if not value.requires_grad:
         return torch.zeros_like(leaf)
     (gradient,) = torch.autograd.grad(value, leaf, create_graph=True, allow_unused=True)
