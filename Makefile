@@ -19,9 +19,7 @@ PEERS := .venv-peers
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models reproductions bench sentiment planted peers taylor-tables taylor-planted taylor-path taylor-pairs onnx browser clean
-.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models reproductions bench sentiment auto-choice planted peers taylor-tables taylor-path taylor-pairs onnx browser clean
-.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models reproductions bench bench-gpu sentiment planted peers taylor-tables taylor-path taylor-pairs onnx browser clean
+.PHONY: help demo demo-llm demo-minilm test lint format types check slices language coverage fuzz-models reproductions bench sentiment planted peers taylor-tables taylor-planted taylor-path taylor-pairs onnx browser clean auto-choice bench-gpu
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## */\t/' | expand -t 12
@@ -57,8 +55,7 @@ check: lint types test  ## what has to pass before a change lands
 slices: $(ZOO)/.done $(ZOO)/.onnx  ## real architectures, a short list: slices of `make coverage` and `make onnx` for CI
 	$(ZOO)/bin/python benchmarks/coverage.py --slice ci $(FRESH)
 	$(ZOO)/bin/python benchmarks/everything.py --slice ci $(FRESH)
-	$(ZOO)/bin/python -m pytest -q tests/test_onnx*.py benchmarks/test_onnx_roundtrip.py
-	$(ZOO)/bin/python -m pytest -q tests/test_onnx.py tests/test_export_onnx.py benchmarks/test_onnx_roundtrip.py
+	$(ZOO)/bin/python -m pytest -q tests/test_onnx*.py tests/test_export_onnx.py benchmarks/test_onnx_roundtrip.py
 
 language: $(ZOO)/.done  ## decoders, tokenizers, text heads and image towers of transformers; their second derivatives
 	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py benchmarks/test_text_models.py

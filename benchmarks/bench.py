@@ -117,8 +117,9 @@ def main() -> None:
                 store(path, "tracing", tracing(name, subject))
                 continue
             for batch in arguments.batch:
+                sizes = (batch, arguments.pixels, arguments.rounds)
                 row = measure(
-                    name, subject, batch, arguments.pixels, arguments.rounds, not arguments.alone, arguments.gpu
+                    name, subject, *sizes, beside=not arguments.alone, wanted=arguments.rules, cuda=arguments.gpu
                 )
                 print(json.dumps(row), flush=True)
                 store(path, "rows", row)
