@@ -14,6 +14,12 @@ from deeptaylor import errors, rounding
 from deeptaylor.attribution import Attribution
 
 
+@pytest.fixture(autouse=True)
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit that the small network below is sure to miss."""
+    monkeypatch.setattr(rounding, "CLOSED", 3e-5)
+
+
 class Cancels(nn.Module):
     """A large value and its opposite, next to a small one: what is explained is lost in their rounding."""
 

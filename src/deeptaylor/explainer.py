@@ -17,7 +17,7 @@ from .checkpointed import Checkpointed, checkpointed
 from .composites import Bound, Chooser, Composite, by_name, single_rule
 from .errors import CompositeError, InputError, RelevanceWarning
 from .finite import check_output, check_sizes, refuse_mixing
-from .inputs import Call, Model, bind, check_inputs, check_model, explained_names
+from .inputs import Call, Model, bind, check_inputs, check_model, explained_names, refuse_script
 from .inputs import batch_size as batch_size_of
 from .ledger import Bookkeeper, Ledger, LedgerRow, can_batch, merge
 from .one_pass import OnePass, one_pass
@@ -70,6 +70,7 @@ class Explainer:
             raise InputError(
                 f"head is {head!r}; pass a function that picks (batch, classes): lambda out: out['logits']"
             )
+        refuse_script(model)
         self.model, self.head, self.record = unwrapped(model), head, record
         self._wanted, self._bounds = explain, bounds
         self._composite = _composite(composite, bounds)

@@ -121,13 +121,17 @@ def batch_size(call: Call, explained: Sequence[str]) -> int:
     return first.shape[0]
 
 
-def check_model(model: Model) -> None:
-    """Refuses what can't be traced, and train mode: dropout and batch norm would not be functions of one sample."""
+def refuse_script(model: Model) -> None:
+    """Refuses TorchScript, into which tracing can't look."""
     if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
         raise InputError(
             "the model is a TorchScript program, whose code can't be traced; pass the nn.Module that it was made of, "
             "or an ONNX export of it: dt.importers.from_onnx(path)"
         )
+
+
+def check_model(model: Model) -> None:
+    """Refuses what is no model, and train mode: dropout and batch norm would not be functions of one sample."""
     if isinstance(model, type) or not (callable(model) or isinstance(model, ExportedProgram)):
         what = (
             f"the class {model.__name__}: make one, {model.__name__}(...)" if isinstance(model, type) else repr(model)

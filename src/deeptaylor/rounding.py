@@ -19,8 +19,8 @@ from .attribution import Attribution
 from .errors import RelevanceWarning
 from .plan import Plan
 
-CLOSED = 5e-5
-"""A ledger may miss this share of max(|f|, Σ|R| / 1000): half of what is promised of float32."""
+CLOSED = 1e-4
+"""A ledger may miss this share of max(|f|, Σ|R| / 1000) in float32."""
 
 
 def is_open(result: Attribution) -> bool:
