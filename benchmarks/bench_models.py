@@ -50,7 +50,7 @@ def bert(**sizes: int) -> nn.Module:
     """BERT-base, classification."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    return BertForSequenceClassification(BertConfig(**sizes))
+    return BertForSequenceClassification(BertConfig(**{"num_labels": 10} | sizes))
 
 
 def llama(**sizes: int) -> nn.Module:

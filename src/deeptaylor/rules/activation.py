@@ -65,13 +65,18 @@ def slope_of(step: Step, x: Tensor, z: Tensor) -> Tensor:
         return (z > 0).to(z.dtype)
     x = x.masked_fill(x == 0, 1.0) if is_symbolic(x) else x  # 0/0 has no derivative
     if not step.op.at_zero:
-        return torch.nan_to_num(z / x, nan=0.0)
+        return _without_nan(z / x)
     zero = _at_zero(step)
-    slope: Tensor = torch.nan_to_num((z - zero) / x, nan=0.0)
+    slope = _without_nan((z - zero) / x)
     near = (x.abs() < 1e-3) & (zero != 0)
     if is_symbolic(near) or bool(near.any()):  # the difference quotient loses its digits there: the tangent instead
         slope = torch.where(near, step.vjp(torch.ones_like(z))[0], slope)
     return slope
+
+
+def _without_nan(ratio: Tensor) -> Tensor:
+    """The ratio, 0 where it is 0/0; in its place, unless it is being recorded."""
+    return torch.nan_to_num(ratio, nan=0.0) if is_symbolic(ratio) else ratio.nan_to_num_(nan=0.0)
 
 
 class _AlongSecant(torch.autograd.Function):
@@ -86,7 +91,8 @@ class _AlongSecant(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return slope_of(ctx.step, *ctx.saved_tensors) * grads[0], None
+        slope = slope_of(ctx.step, *ctx.saved_tensors)
+        return slope * grads[0] if is_symbolic(slope) else slope.mul_(grads[0]), None
 
 
 @dataclass(frozen=True)
