@@ -9,7 +9,19 @@ import torch
 from torch import Tensor, nn
 
 import deeptaylor as dt
-from deeptaylor.rules import AlphaBeta, Epsilon, GeneralizedGamma, LRPZero, Redistribution, Relevance, WSquare, ZPlus
+from deeptaylor.rules import (
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    GeneralizedGamma,
+    LRPZero,
+    Redistribution,
+    Relevance,
+    Rule,
+    WSquare,
+    ZBox,
+    ZPlus,
+)
 from deeptaylor.step import Step
 
 
@@ -67,6 +79,22 @@ class Mean(ZPlus):
         assert torch.equal(relevance.tensor, before)
         assert bool((step.z < 0).any()), "z has to be the layer's own"
         return Redistribution((both[0].plus(both[1], lambda: step.x),))  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.filterwarnings("ignore::deeptaylor.errors.RelevanceWarning")
+@pytest.mark.parametrize("above", [Flat(), WSquare(), ZBox(-9.0, 9.0), Epsilon(0.1, bias="distribute")], ids=str)
+@pytest.mark.parametrize("below", [Epsilon(1e-6), ZPlus(), AlphaBeta(), GeneralizedGamma(), LRPZero()], ids=str)
+def test_relevance_by_place_reaches_units_that_a_relu_has_cut_off(
+    case: tuple[nn.Module, Tensor], above: Rule, below: Rule
+) -> None:
+    """Flat shares by place, with units of value 0 too; below the ReLU, their own z counts, which no saving may lose."""
+    model, x = case
+    composite = dt.Composite([(dt.composites.module("b*"), above), (dt.composites.role("affine"), below)])
+    explainer = dt.Explainer(model, x, composite=composite)
+    told = explainer(x, target=1, ledger=True)
+    torch.testing.assert_close(explainer(x, target=1).relevance, told.relevance, rtol=1e-9, atol=1e-12)
+    assert told.ledger is not None
+    assert float(told.ledger.gap.abs().max()) <= 1e-9 * max(1.0, float(told.relevance.abs().sum()))
 
 
 def test_a_rule_of_ones_own_sees_z_and_keeps_its_relevance(case: tuple[nn.Module, Tensor]) -> None:

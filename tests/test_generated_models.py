@@ -207,6 +207,10 @@ FOUND = {
     "log-softmax over one class": (Recipe(((4, 5), (1,)), (Step("log_softmax", (1,)),)), "deep-taylor"),
     "a filter of frequencies": (one("filter", (4, 6)), "epsilon"),
     "the imaginary part of a conjugate": (one("hermitian back", (4, 6)), "epsilon"),
+    "a sum before a ReLU below a flat layer": (
+        Recipe(((),), (Step("sigmoid gate", (0,)), Step("add_", (1, 0)), Step("relu_", (2,))), seed=360),
+        "epsilon-alpha2-beta1-flat",
+    ),
     "samples in columns of a batch": (one("sequence first", (4, 5)), "epsilon-gamma-box"),
 }
 """Networks that came out wrong, or not at all, when the generator was written, with the composite that showed it."""

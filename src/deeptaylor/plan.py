@@ -16,6 +16,7 @@ from .facts import Facts, Gates, facts_of, nonnegative
 from .graph import Graph, Node, is_getitem, lookup
 from .rules import Rule, Secant
 from .rules.base import habits_of
+from .rules.product_form import gives_c
 from .sources import Source, find_sources
 from .step import NO_FACTORS, Cache, Factors, Step
 
@@ -313,6 +314,7 @@ def _assign(
     users, positive = graph.users(), nonnegative(graph, facts)
     steady = {*_fixed(graph), *graph.parameters, *graph.constants}
     wanted, assignments = {graph.output.name}, {}
+    spread = {graph.output.name}  # values at which relevance may arrive where they are 0; a seed can be anywhere
     refused: list[Node] = []
     reasons: list[str] = []
     for name in reversed(list(facts)):
@@ -338,13 +340,18 @@ def _assign(
             receives,
             fact.data,
             nonnegative=all(source in positive for source in fact.sources),
-            rectified=bool(readers) and all(_rectifies(facts.get(reader.name)) for reader in readers),
-            rectifier=_rectifier(place, rule, readers, name == graph.output.name),
+            rectified=bool(readers)
+            and all(reader.name not in spread and _rectifies(facts.get(reader.name)) for reader in readers),
+            rectifier=""
+            if spread & {r.name for r in readers}
+            else _rectifier(place, rule, readers, name == graph.output.name),
             batch_axis=(graph[fact.sources[0]].batch_dim or 0) if fact.sources[0] in graph.index else 0,
             steady=all(ref in fact.sources or ref in steady for ref in node.refs()),
             factors=factors,
         )
         wanted.update(fact.sources[i] for i in receives)
+        if not gives_c(place.op, rule) or (name in spread and place.role != "affine"):
+            spread.update(fact.sources)
     if refused:
         raise UnsupportedOp(refused[::-1], reasons[::-1])
     return assignments
