@@ -211,6 +211,10 @@ FOUND = {
         Recipe(((),), (Step("sigmoid gate", (0,)), Step("add_", (1, 0)), Step("relu_", (2,))), seed=360),
         "epsilon-alpha2-beta1-flat",
     ),
+    "one number against many constants": (
+        Recipe(((1,),), (Step("maximum", (0, 1)),), ids=True, seed=742),
+        "mamba-lrp",
+    ),
     "samples in columns of a batch": (one("sequence first", (4, 5)), "epsilon-gamma-box"),
 }
 """Networks that came out wrong, or not at all, when the generator was written, with the composite that showed it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -284,6 +284,8 @@ def backward_part(
 
 def _ruled(rule: Rule, step: Step, arrived: Relevance) -> Redistribution:
     """What a rule does; relevance of complex values is brought into product form, c = R/z, first."""
+    if step.op.role == "activation" and step.x.shape != step.z.shape:
+        return _broadcast(rule, step, arrived)
     if arrived.product or not step.is_complex:
         return rule(step, arrived)
     product = Relevance(arrived.over(step.z, step.z, 0.0), product=True)
@@ -293,6 +295,17 @@ def _ruled(rule: Rule, step: Step, arrived: Relevance) -> Redistribution:
         return arrived.total(step.z) - product.total(step.z)
 
     return Redistribution(result.messages, {**result.absorbed, "rule": added(result.absorbed.get("rule"), lost)})
+
+
+def _broadcast(rule: Rule, step: Step, arrived: Relevance) -> Redistribution:
+    """A function of one value and of larger constants, max(x, constants): x stands there as often, and gets the sum."""
+    x = step.x
+    result = _ruled(rule, replace(step, taken=(x.expand(step.z.shape),), memo=Cache()), arrived)
+    messages = tuple(
+        None if message is None else Relevance(message.tensor.sum_to_size(x.shape), message.product)
+        for message in result.messages
+    )
+    return replace(result, messages=messages)
 
 
 def _several(step: Step, assignment: Assignment, arrived: Mapping[int, Relevance]) -> Redistribution:

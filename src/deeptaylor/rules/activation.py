@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops import Role
-from ..step import Function, Step
+from ..step import Cache, Function, Step
 from ..symbolic import is_symbolic
 from .base import Habits, Redistribution, Relevance, Rule, where_positive
 from .gradient import Gradient
@@ -85,6 +85,9 @@ class _AlongSecant(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Step) -> Tensor:
         z: Tensor = step.function(x)
+        if x.shape != z.shape:  # one number against many constants; autograd adds up what each gets
+            x = x.expand(z.shape)
+            step = replace(step, taken=(x,), memo=Cache())
         ctx.save_for_backward(x, z)
         ctx.step = step
         return z
