@@ -214,6 +214,10 @@ class Explainer:
             again = partial(forward, plan, tensors, state, full=ledger or given)
             bare = not (ledger or given or inner)
             run: Forward | Recorded
+            if checkpoint and given and plan.graph[plan.graph.output.name].short == "relu":
+                raise InputError(
+                    "the model ends in a ReLU: with checkpoint=True a seed has no value before it to go to"
+                )
             if checkpoint:
                 run = checkpointed(plan, tensors, state)
             else:

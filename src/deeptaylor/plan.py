@@ -314,7 +314,7 @@ def _assign(
     users, positive = graph.users(), nonnegative(graph, facts)
     steady = {*_fixed(graph), *graph.parameters, *graph.constants}
     wanted, assignments = {graph.output.name}, {}
-    spread = {graph.output.name}  # values at which relevance may arrive where they are 0; a seed can be anywhere
+    spread: set[str] = set()  # values at which relevance may arrive where they are 0, given c of the output
     refused: list[Node] = []
     reasons: list[str] = []
     for name in reversed(list(facts)):
