@@ -220,8 +220,14 @@ def _key(row: Row) -> str:
 def _write(known: dict[str, Row]) -> None:
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     temporary = RESULTS.with_suffix(".part")
-    temporary.write_text(json.dumps({"environment": _environment(), "rows": list(known.values())}, indent=1) + "\n")
+    text = json.dumps({"environment": _environment(), "rows": list(known.values())}, indent=1) + "\n"
+    temporary.write_text(anywhere(text))
     temporary.replace(RESULTS)
+
+
+def anywhere(text: str) -> str:
+    """Paths as they are in any checkout."""
+    return text.replace(f"{ROOT}/", "")
 
 
 def _source_digest() -> str:
@@ -339,6 +345,7 @@ def _log(number: float | None) -> str:
 def _page() -> None:
     """docs/coverage.md, from the models whose two rows are there."""
     held = {_key(row): row for row in json.loads(RESULTS.read_text())["rows"]}
+    _write(held)
     pairs = [[held.get(f"{case} {dtype}") for dtype in DTYPES] for case in models.CASES]
     TABLE.write_text(table([row for pair in pairs if None not in pair for row in pair if row is not None]))
 

@@ -128,7 +128,7 @@ def _account(result: dt.Attribution) -> Row:
         "widest": widest,
         "growth": (total / explained).max().item(),
         "worst": ", ".join(
-            f"{entry.op} {_here(entry.source)}" for entry in sorted(result.ledger.rows, key=_gap_of)[:1]
+            f"{entry.op} {coverage.anywhere(entry.source)}" for entry in sorted(result.ledger.rows, key=_gap_of)[:1]
         ),
     }
 
@@ -216,7 +216,7 @@ def _is_ours(warning: warnings.WarningMessage) -> bool:
 
 
 def _named(error: Exception) -> str:
-    return _here(f"{type(error).__name__}: {coverage._shorten(error)}").replace("|", "¦")
+    return coverage.anywhere(f"{type(error).__name__}: {coverage._shorten(error)}").replace("|", "¦")
 
 
 def _since(started: float) -> float:
@@ -254,11 +254,6 @@ def _write(known: dict[str, Row]) -> None:
     temporary = RESULTS.with_suffix(".part")
     temporary.write_text(json.dumps({"environment": environment(), "rows": list(known.values())}, indent=1) + "\n")
     temporary.replace(RESULTS)
-
-
-def _here(text: str) -> str:
-    """Paths as they are in any checkout."""
-    return text.replace(f"{coverage.ROOT}/", "")
 
 
 def _source_digest(library: str) -> str:
