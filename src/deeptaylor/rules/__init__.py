@@ -9,11 +9,11 @@ from .affine import Gamma as Gamma
 from .affine import GeneralizedGamma as GeneralizedGamma
 from .affine import LRPZero as LRPZero
 from .affine import WSquare as WSquare
-from .affine import ZBox as ZBox
 from .affine import ZPlus as ZPlus
 from .base import Redistribution as Redistribution
 from .base import Relevance as Relevance
 from .base import Rule as Rule
+from .box import ZBox as ZBox
 from .gradient import Gradient as Gradient
 from .gradient import HeldConstant as HeldConstant
 from .local_response import LocalResponseTaylor as LocalResponseTaylor

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from ..errors import CompositeError, DomainError
+from ..errors import CompositeError
 from ..ops import Role
 from ..step import Function, Step
 from ..symbolic import is_symbolic
-from .base import Bias, Convention, Habits, Redistribution, Relevance, Rule, sample_mean
+from .base import Bias, Convention, Habits, Redistribution, Relevance, Rule, product_into, sample_mean, sum_into
 from .maps import (
     ABSOLUTE,
     BOOST,
@@ -28,10 +28,8 @@ from .maps import (
     SIZE,
     SQUARE,
     InputMap,
-    WeightMap,
-    shifted,
 )
-from .redistribute import Part, added, affine_of, denominator_of, forward_of, redistribute, total_of, weight_of
+from .redistribute import Part, added, affine_of, denominator_of, forward_of, redistribute, total_of
 
 ZENNIT_STABILIZER = 1e-6
 
@@ -128,9 +126,23 @@ class GeneralizedGamma(AffineRule):
         if step.nonnegative and step.rectified:  # only z > 0 carries relevance; the bias is boosted too
             boosted, positive = [Part(IDENTITY, BOOST(self.gamma))], self.bias != "ignore"
             return redistribute(step, relevance, boosted, bias=self.bias, nonnegative=positive)
-        sign = torch.where(step.z < 0, -self.gamma / 2, self.gamma / 2).to(step.z.dtype)
-        own, size = Part(IDENTITY, SAME, 1 + self.gamma / 2), Part(_size_of(step), SIZE, sign)
-        return redistribute(step, relevance, [own, size], bias=self.bias)
+        sign = step.memo.get("sign", lambda: _with_sign_of(step.z, self.gamma / 2))
+        share = 1 + self.gamma / 2
+        own, size = Part(IDENTITY, SAME, share), Part(_size_of(step), SIZE, sign)
+
+        def denominator() -> Tensor:
+            z = product_into(forward_of(step, size), sign)
+            z, bias = sum_into(z, step.z, share), affine_of(step).bias
+            return z if bias is None else sum_into(z, bias, -share)
+
+        return redistribute(step, relevance, [own, size], bias=self.bias, denominator=denominator)
+
+
+def _with_sign_of(z: Tensor, size: float) -> Tensor:
+    """`size` with the signs of z; 0 counts as positive."""
+    if is_symbolic(z):  # a program's formats know `where`
+        return torch.where(z < 0, -size, size).to(z.dtype)
+    return torch.copysign(z.new_full((), size), z)
 
 
 @dataclass(frozen=True)
@@ -193,8 +205,9 @@ def _positive_sum(step: Step) -> Tensor:
             return forward_of(step, Part(IDENTITY, PLUS))
         if is_symbolic(step.x):
             return total_of([forward_of(step, part) for part in _sides(step)[0]])
-        size = forward_of(step, Part(ABSOLUTE, SIZE))
-        z = (size + forward_of(step, Part(IDENTITY, SAME))) / 2
+        size, bias = forward_of(step, Part(ABSOLUTE, SIZE)), affine_of(step).bias
+        z = cast(Tensor, size + step.z)
+        z = product_into(z if bias is None else sum_into(z, bias, -1.0), 0.5)
         return _one_by_one(step, z, z < CANCELS * size, positive=True)
 
     return cast(Tensor, step.memo.get("z⁺", made))
@@ -206,8 +219,9 @@ def _negative_sum(step: Step) -> Tensor:
     def made() -> Tensor:
         if is_symbolic(step.x):
             return total_of([forward_of(step, part) for part in _sides(step)[1]])
-        positive = _positive_sum(step)
-        z = forward_of(step, Part(IDENTITY, SAME)) - positive
+        positive, bias = _positive_sum(step), affine_of(step).bias
+        z = cast(Tensor, step.z - positive)
+        z = z if bias is None else sum_into(z, bias, -1.0)
         return _one_by_one(step, z, z > -CANCELS * positive, positive=False)
 
     return cast(Tensor, step.memo.get("z⁻", made))
@@ -256,7 +270,7 @@ class AlphaBeta(AffineRule):
         alpha, beta = step.memo.get("alpha, beta", lambda: self._factors(step, bias))
         given = redistribute(
             step,
-            relevance,
+            relevance.shared(),
             plus,
             bias=bias,
             epsilon=epsilon,
@@ -281,8 +295,11 @@ class AlphaBeta(AffineRule):
         if self.convention == "zennit" or self.beta == 0:
             return self.alpha, self.beta
         plus, minus = _sides(step)
-        empty = denominator_of(step, minus, bias, lambda: _negative_sum(step)) == 0
-        empty |= denominator_of(step, plus, bias, lambda: _positive_sum(step)) == 0
+        taken = denominator_of(step, minus, bias, lambda: _negative_sum(step))
+        given = denominator_of(step, plus, bias, lambda: _positive_sum(step))
+        if not is_symbolic(taken) and all(int(z.count_nonzero()) == z.numel() for z in (taken, given)):
+            return self.alpha, self.beta
+        empty = (taken == 0) | (given == 0)
         alpha, beta = (torch.where(empty, at_empty, full) for at_empty, full in ((1.0, self.alpha), (0.0, self.beta)))
         return alpha.to(step.z.dtype), beta.to(step.z.dtype)
 
@@ -311,112 +328,3 @@ class Flat(AffineRule):
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         return redistribute(step, relevance, [Part(ONE, ONES)])
-
-
-NOISE = 16
-"""So many units in the last place of its terms, a difference that can't be negative is taken for 0."""
-
-
-@dataclass(frozen=True)
-class ZBox(AffineRule):
-    """Share within a box l ≤ x ≤ h, l ≤ 0 ≤ h: R_{i←j} ∝ x_i w_ij − l_i w_ij⁺ − h_i w_ij⁻ ≥ 0. Montavon et al. 2017.
-
-    Direction x − l·1[w>0] − h·1[w<0]. Bounds are numbers, or tensors that broadcast to one sample, such as (3, 1, 1);
-    None takes each sample's own range, widened to hold 0.
-
-    Raises:
-        DomainError: an input outside [low, high], or a box without 0.
-    """
-
-    low: Tensor | float | None = None
-    high: Tensor | float | None = None
-
-    def habits(self) -> Habits:
-        return Habits(local=True, weighs=True, once=True)
-
-    def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
-        low, high = step.memo.get("box", lambda: self._box(step))
-        marked = _marked(step, low, high) if is_symbolic(step.x) else low
-        parts = [Part(shifted(marked), PLUS), Part(shifted(high), MINUS)]
-        native = forward_of(step, Part(IDENTITY, SAME))
-
-        def denominator() -> Tensor:
-            corners = self._corners(step, low, high)
-            z = native - corners
-            size = native.abs() + corners.abs() + cast(Tensor, step.z).abs()  # native is z without its bias
-            return torch.where(z <= NOISE * torch.finfo(z.dtype).eps * size, 0.0, z)
-
-        return redistribute(step, relevance, parts, denominator=denominator)
-
-    def _box(self, step: Step) -> tuple[Tensor, Tensor]:
-        x = step.x
-        axes = tuple(axis for axis in range(x.dim()) if axis != step.batch_axis)
-        low = (
-            x.amin(axes, keepdim=True).clamp(max=0)
-            if self.low is None
-            else torch.as_tensor(self.low, dtype=x.dtype, device=x.device)
-        )
-        high = (
-            x.amax(axes, keepdim=True).clamp(min=0)
-            if self.high is None
-            else torch.as_tensor(self.high, dtype=x.dtype, device=x.device)
-        )
-        where = f"at {step.node.file}:{step.node.line} {step.node.source}"
-        for bound in (low, high):
-            if not _broadcasts(bound, x):
-                raise DomainError(
-                    f"bounds of shape {tuple(bound.shape)} do not fit an input of shape {tuple(x.shape)} ({where}); "
-                    "pass numbers, or tensors that broadcast to one sample, such as (channels, 1, 1)"
-                )
-        if is_symbolic(x):
-            return low, high
-        slack = _slack(low, high)
-        if bool((low > 0).any()) or bool((high < 0).any()):
-            raise DomainError(
-                f"z^B needs low <= 0 <= high, got low up to {low.max():g}, high down to {high.min():g} ({where})"
-            )
-        if bool((x < low - slack).any()) or bool((x > high + slack).any()):
-            raise DomainError(
-                f"the box of z^B excludes the input of the layer {where}: values run from {x.min():g} to {x.max():g}, "
-                f"bounds from {low.min():g} to {high.max():g}; give the bounds of the normalised input, per channel: "
-                "bounds=((0 - mean) / std, (1 - mean) / std), each of shape (channels, 1, 1)"
-            )
-        return low, high
-
-    def _corners(self, step: Step, low: Tensor, high: Tensor) -> Tensor:
-        """Σ_i l_i w_ij⁺ + h_i w_ij⁻; cached, unless the box is each sample's own."""
-        own = self.low is None or self.high is None
-        parts = ((low, PLUS), (high, MINUS))
-
-        def corner(bound: Tensor, weights: WeightMap) -> Tensor:
-            if bound.numel() == 1:
-                return bound.reshape(()) * forward_of(step, Part(ONE, weights))
-            if own and bound.numel() == bound.shape[step.batch_axis]:  # a number per sample
-                batch_axis = step.node.batch_dim or 0
-                shape = [-1 if axis == batch_axis else 1 for axis in range(step.z.dim())]
-                return bound.reshape(shape) * forward_of(step, Part(ONE, weights))
-            narrow = bound.dim() < step.x.dim() or bound.shape[0] == 1
-            full = bound.expand(affine_of(step).one().shape) if narrow else bound
-            return affine_of(step).forward(full, weight_of(step, weights))
-
-        if own:
-            return total_of([corner(bound, weights) for bound, weights in parts])
-        return step.cache.get(("corners", str(step.x.shape[1:])), lambda: total_of([corner(b, w) for b, w in parts]))
-
-
-def _slack(low: Tensor, high: Tensor) -> Tensor:
-    """So far outside of a box rounding may carry an input."""
-    return 1e-5 * (high - low).abs().max()
-
-
-def _marked(step: Step, low: Tensor, high: Tensor) -> Tensor:
-    """The lower bound, NaN for samples outside the box: a program can't raise, so their relevance is NaN."""
-    x, slack = step.x, _slack(low, high)
-    axes = tuple(axis for axis in range(x.dim()) if axis != step.batch_axis)
-    outside = ((x < low - slack) | (x > high + slack)).any(axes, keepdim=True)
-    return torch.where(outside, torch.nan, low)
-
-
-def _broadcasts(bound: Tensor, x: Tensor) -> bool:
-    sizes = zip(bound.shape[::-1], x.shape[::-1], strict=False)
-    return bound.dim() <= x.dim() and all(own in (1, size) for own, size in sizes)

@@ -39,8 +39,7 @@ class Relevance:
 
     def times(self, factor: Tensor) -> Tensor:
         """The tensor times a factor of its shape, in its place where that is allowed."""
-        writable = self.own and not self.tensor.requires_grad and not factor.requires_grad
-        return self.tensor.mul_(factor) if writable else self.tensor * factor
+        return product_into(self.tensor, factor) if self.own else self.tensor * factor
 
     def total(self, value: Tensor) -> Tensor:
         """R, given the value of the tensor that it belongs to."""
@@ -73,18 +72,31 @@ class Relevance:
         """The sum of two messages to one tensor, whose value is asked for only where their forms differ."""
         if self.product == other.product:
             for a, b in ((self, other), (other, self)):
-                if (
-                    a.own
-                    and a.tensor.shape == b.tensor.shape
-                    and not (a.tensor.requires_grad or b.tensor.requires_grad)
-                ):
-                    return replace(a, tensor=a.tensor.add_(b.tensor))
+                if a.own and a.tensor.shape == b.tensor.shape:
+                    return replace(a, tensor=sum_into(a.tensor, b.tensor))
             return Relevance(self.tensor + other.tensor, self.product, own=True)
         return Relevance(self.total(value()) + other.total(value()))
 
     def per(self, step: Step) -> Tensor:
         """c = R / z of a step's output, without a look at z where the relevance is c already."""
         return self.tensor if self.product else self.over(step.z, step.z, 0.0)
+
+
+def may_write(*tensors: Tensor | float) -> bool:
+    """Whether no derivative is asked for of any of them, so that what nobody else reads may be overwritten."""
+    return not any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
+
+
+def product_into(own: Tensor, factor: Tensor | float) -> Tensor:
+    """own · factor, in the place of `own`, which nobody else reads; new memory costs more than the product."""
+    if not isinstance(factor, Tensor) and factor == 1:
+        return own
+    return own.mul_(factor) if may_write(own, factor) else own * factor
+
+
+def sum_into(own: Tensor, other: Tensor, weight: float = 1.0) -> Tensor:
+    """own + weight · other, in the place of `own`, which nobody else reads."""
+    return own.add_(other, alpha=weight) if may_write(own, other) else own + weight * other
 
 
 def is_zero(epsilon: Tensor | float) -> bool:
@@ -95,7 +107,7 @@ def is_zero(epsilon: Tensor | float) -> bool:
 def kept_share(z: Tensor, epsilon: Tensor | float) -> Tensor:
     """|z| / (|z| + epsilon): what a stabilizer leaves."""
     size = z.abs()
-    return size.div_(size + epsilon) if not size.requires_grad else size / (size + epsilon)
+    return size.div_(size + epsilon) if may_write(size) else size / (size + epsilon)
 
 
 def divided(share: Tensor, z: Tensor, epsilon: Tensor | float, nonnegative: bool = False) -> Tensor:
@@ -110,7 +122,7 @@ def divided(share: Tensor, z: Tensor, epsilon: Tensor | float, nonnegative: bool
 
 def where_positive(values: Tensor, z: Tensor, own: bool = False) -> Tensor:
     """The values where z > 0, else 0, whatever stands there; in their place where they may be written to."""
-    if own and not values.requires_grad:
+    if own and may_write(values):
         written: Tensor = aten.threshold_backward.grad_input(values, z, 0, grad_input=values)
         return written
     found: Tensor = aten.threshold_backward(values, z, 0)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..affine import Affine
 from ..errors import CompositeError
 from ..step import Step
-from .base import Bias, Redistribution, Relevance, divided, is_zero, kept_share
+from .base import Bias, Redistribution, Relevance, divided, is_zero, kept_share, product_into, sum_into
 from .maps import IDENTITY, ONE, ONES, SAME, InputMap, WeightMap
 
 
@@ -71,18 +71,14 @@ def redistribute(
     if passes and whole:
         s = relevance.tensor
     elif relevance.product and not step.is_complex:
-        s = (relevance if whole else relevance.shared()).times(
-            _share(step, parts, bias, epsilon, divisor, nonnegative, weight)
-        )
+        s = relevance.times(_share(step, parts, bias, epsilon, divisor, nonnegative, weight))
     else:
         s = _scaled(weight, relevance.over(divisor(), step.z, epsilon))
 
-    scaled = [_transpose(step, part, _scaled(part.scale, s)) for part in parts]
-    if all(part.inputs.per is not None for part in parts):
-        messages = [_times(part.inputs, step, t) for part, t in zip(parts, scaled, strict=True)]
-        message = Relevance(total_of(messages), product=True, own=not any(part.weights is ONES for part in parts))
-    else:
-        message = Relevance(total_of([part.inputs.of(step.x) * t for part, t in zip(parts, scaled, strict=True)]))
+    product = all(part.inputs.per is not None for part in parts)
+    spread = any(part.weights is ONES for part in parts)
+    messages = [_message(step, part, s, product) for part in parts]
+    message = Relevance(total_of(messages) if spread else _own_total(messages), product, own=not spread)
     share = _bias(step, parts, bias)
     if bias == "distribute" and affine.bias is not None:
         count = affine.count()
@@ -114,7 +110,7 @@ def _share(
     def made() -> Tensor:
         z, d = step.z, divisor()
         share = kept_share(z, epsilon) if d is z and not is_zero(epsilon) else divided(z, d, epsilon, nonnegative)
-        return _scaled(weight, share)
+        return product_into(share, weight)
 
     return step.memo.passing(("share", *(part.key for part in parts), bias, epsilon), made)
 
@@ -159,9 +155,26 @@ def weight_of(step: Step, weights: WeightMap) -> Tensor:
     return weight if weights is SAME else step.cache.get(("weight", weights.name), lambda: weights.of(weight))
 
 
-def _transpose(step: Step, part: Part, s: Tensor) -> Tensor:
-    affine = affine_of(step)
-    return affine.spread(s) if part.weights is ONES else affine.transpose(s, weight_of(step, part.weights))
+def _message(step: Step, part: Part, s: Tensor, product: bool) -> Tensor:
+    """a(x_i) Σ_j b(w_ij) s_j with the part's factor; without the factor x_i in product form."""
+    affine, factor = affine_of(step), 1.0
+    if isinstance(part.scale, Tensor):
+        s = part.scale * s
+    else:
+        factor = part.scale
+    if part.weights is ONES:
+        message = _scaled(factor, affine.spread(s))
+    else:
+        message = product_into(affine.transpose(s, weight_of(step, part.weights)), factor)
+    return _times(part.inputs, step, message) if product else part.inputs.of(step.x) * message
+
+
+def _own_total(messages: Sequence[Tensor]) -> Tensor:
+    """The sum, in the place of the first."""
+    total = messages[0]
+    for message in messages[1:]:
+        total = sum_into(total, message)
+    return total
 
 
 def _bias(step: Step, parts: Sequence[Part], bias: Bias) -> Tensor | float:
