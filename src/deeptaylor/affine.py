@@ -178,8 +178,8 @@ class Convolution(Affine):
         return aten.convolution.default(x, weight, None, *self._settings())
 
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
-        # convolution_backward reads of the input only its shape
-        like = s.new_zeros(()).expand(s.shape[0], *self._padded()[1:])
+        # convolution_backward reads of the input only its shape, but copies what is not contiguous
+        like = s.new_empty((s.shape[0], *self._padded()[1:]))
         only_input = [True, False, False]
         grad = aten.convolution_backward.default(s, like, weight, None, *self._settings(), only_input)[0]
         return F.pad(grad, tuple(-n for n in self.before)) if self.before else grad

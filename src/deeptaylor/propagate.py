@@ -260,6 +260,7 @@ def backward_part(
             _into_slot(plan, run, relevance, node)
             continue
         step, assignment = run.steps[node.name], plan.assignments[node.name]
+        step.memo.audited = observe is not None
         arrived = relevance[node.name] if node.name in keep else relevance.pop(node.name)
         if release:
             del run.steps[node.name]

@@ -26,10 +26,18 @@ class Cache:
     held: dict[Any, Any] = field(default_factory=dict)
     last: bool = False
     """Whether nobody will ask again."""
+    audited: bool = True
+    """Whether a ledger may ask for what a rule absorbed."""
 
     def passing(self, key: Any, make: Callable[[], Any]) -> Any:
         """The value under `key`, kept only for those who will ask again."""
         return self.held.pop(key) if self.last and key in self.held else make() if self.last else self.get(key, make)
+
+    def forget(self, value: Any) -> None:
+        """Lets go of a value that has served, where nobody will ask for it again."""
+        if self.last and not self.audited:
+            for key in [key for key, held in self.held.items() if held is value]:
+                del self.held[key]
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """The value under `key`, made once."""

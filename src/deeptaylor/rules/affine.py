@@ -131,11 +131,14 @@ class GeneralizedGamma(AffineRule):
         own, size = Part(IDENTITY, SAME, share), Part(_size_of(step), SIZE, sign)
 
         def denominator() -> Tensor:
-            z = product_into(forward_of(step, size), sign)
-            z, bias = sum_into(z, step.z, share), affine_of(step).bias
-            return z if bias is None else sum_into(z, bias, -share)
+            z, bias = forward_of(step, size), affine_of(step).bias
+            if bias is None:
+                return sum_into(product_into(z, sign), step.z, share)
+            if self.bias == "ignore":
+                return sum_into(sum_into(product_into(z, sign), step.z, share), bias, -share)
+            return sum_into(product_into(sum_into(z, bias.abs()), sign), step.z, share)
 
-        return redistribute(step, relevance, [own, size], bias=self.bias, denominator=denominator)
+        return redistribute(step, relevance, [own, size], bias=self.bias, denominator=denominator, biased=True)
 
 
 def _with_sign_of(z: Tensor, size: float) -> Tensor:

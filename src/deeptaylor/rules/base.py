@@ -117,7 +117,11 @@ def divided(share: Tensor, z: Tensor, epsilon: Tensor | float, nonnegative: bool
     if share.requires_grad or z.requires_grad or is_symbolic(z):  # 0/0, masked afterwards, has no derivative
         return share / z.masked_fill(z == 0, float("inf"))
     ratio = share / z
-    return where_positive(ratio, z, own=True) if nonnegative else ratio.masked_fill_(z == 0, 0.0)
+    if nonnegative:
+        return where_positive(ratio, z, own=True)
+    if z.device.type == "cpu" and int(z.count_nonzero()) == z.numel():  # to count is cheap, to mask is not
+        return ratio
+    return ratio.masked_fill_(z == 0, 0.0)
 
 
 def where_positive(values: Tensor, z: Tensor, own: bool = False) -> Tensor:

@@ -45,6 +45,7 @@ def redistribute(
     bias: Bias = "ignore",
     epsilon: Tensor | float = 0.0,
     denominator: Callable[[], Tensor] | None = None,
+    biased: bool = False,
     nonnegative: bool = False,
     weight: Tensor | float = 1.0,
 ) -> Redistribution:
@@ -57,6 +58,7 @@ def redistribute(
         bias: what becomes of the bias's share.
         epsilon: stabilizer of the denominator, ≥ 0; 0 drops (and books) what meets a denominator of exactly 0.
         denominator: a cheaper way to Σ_i,k a_k b_k, without the bias.
+        biased: says that `denominator` holds the bias's part already, where the policy asks for it.
         nonnegative: says that the denominator is ≥ 0 where relevance arrives.
         weight: multiplies the relevance: so much of it these parts hand on.
     """
@@ -64,7 +66,7 @@ def redistribute(
     native = [part.key for part in parts] == [("x", "w")] and bias != "ignore"
 
     def divisor() -> Tensor:
-        return cast(Tensor, step.z) if native else denominator_of(step, parts, bias, denominator)
+        return cast(Tensor, step.z) if native else denominator_of(step, parts, bias, denominator, biased)
 
     passes = native and relevance.product and not _positive(epsilon)
     whole = isinstance(weight, float) and weight == 1
@@ -79,20 +81,21 @@ def redistribute(
     spread = any(part.weights is ONES for part in parts)
     messages = [_message(step, part, s, product) for part in parts]
     message = Relevance(total_of(messages) if spread else _own_total(messages), product, own=not spread)
-    share = _bias(step, parts, bias)
     if bias == "distribute" and affine.bias is not None:
         count = affine.count()
-        dealt = s * share * (count > 0) / count.clamp(min=1)
+        dealt = s * _bias(step, parts, bias) * (count > 0) / count.clamp(min=1)
         message = message.plus(Relevance(affine.spread(dealt).expand_as(step.x)), lambda: step.x)
+    if not step.memo.audited:  # what follows would hold on to s
+        return Redistribution((message,))
     # without a stabilizer, only a unit with an empty denominator keeps relevance: its bias alone made it active
     keeper = "stabilizer" if _positive(epsilon) else "rule" if affine.bias is None else "bias"
     absorbed: dict[Any, Callable[[], Tensor]] = {
         keeper: lambda: _scaled(weight, relevance.total(step.z)) - s * divisor()
     }
     if bias == "distribute" and affine.bias is not None:  # a unit without inputs keeps its share
-        absorbed["bias"] = added(absorbed.get("bias"), lambda: s * share * (affine.count() == 0))
+        absorbed["bias"] = added(absorbed.get("bias"), lambda: s * _bias(step, parts, bias) * (affine.count() == 0))
     if bias == "absorb" and affine.bias is not None:
-        absorbed["bias"] = added(absorbed.get("bias"), lambda: s * share)
+        absorbed["bias"] = added(absorbed.get("bias"), lambda: s * _bias(step, parts, bias))
     return Redistribution((message,), absorbed)
 
 
@@ -110,18 +113,25 @@ def _share(
     def made() -> Tensor:
         z, d = step.z, divisor()
         share = kept_share(z, epsilon) if d is z and not is_zero(epsilon) else divided(z, d, epsilon, nonnegative)
+        step.memo.forget(d)
         return product_into(share, weight)
 
     return step.memo.passing(("share", *(part.key for part in parts), bias, epsilon), made)
 
 
-def denominator_of(step: Step, parts: Sequence[Part], bias: Bias, shares: Callable[[], Tensor] | None = None) -> Tensor:
+def denominator_of(
+    step: Step,
+    parts: Sequence[Part],
+    bias: Bias,
+    shares: Callable[[], Tensor] | None = None,
+    biased: bool = False,
+) -> Tensor:
     """Σ_i,k a_k b_k, with the bias where the policy says so; once per forward pass, whatever the number of targets."""
     shares = shares or (lambda: total_of([_scaled(part.scale, forward_of(step, part)) for part in parts]))
     key = ("denominator", *(part.key for part in parts), bias)
 
     def made() -> Tensor:
-        own = _bias(step, parts, bias)
+        own = 0.0 if biased else _bias(step, parts, bias)
         return shares() + own if isinstance(own, Tensor) else shares()
 
     return cast(Tensor, step.memo.get(key, made))
