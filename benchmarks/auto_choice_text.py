@@ -35,11 +35,7 @@ def share(result: dt.text.TextAttribution) -> float:
 
 def examined(judge: sentiment.Judge, text: str) -> dict[str, list[float]]:
     """The metrics of one sentence under every composite, and the share that its tokens received."""
-    encoded = dt.text.encode.encode(judge.tokenizer, text, limit=64)
-    ids = torch.tensor([encoded.ids])
-    removable = torch.tensor([not token.special for token in encoded.tokens])
-    with torch.no_grad():
-        target = int(judge.scores(ids)[0].argmax())
+    ids, removable, target = sentiment.judged(judge, text)
     seen: dict[Any, Tensor] = {}
     row = {}
     for name in COMPOSITES:

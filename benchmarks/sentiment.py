@@ -190,6 +190,15 @@ def _stored(keep: Path | None, name: str, make: Callable[[], Any]) -> Any:
     return torch.load(path, weights_only=False)
 
 
+def judged(judge: Judge, text: str) -> tuple[Tensor, Tensor, int]:
+    """A sentence's ids, which of them may be removed, and the class that the judge gives it."""
+    encoded = dt.text.encode.encode(judge.tokenizer, text, limit=64)
+    ids = torch.tensor([encoded.ids])
+    with torch.no_grad():
+        target = int(judge.scores(ids)[0].argmax())
+    return ids, torch.tensor([not token.special for token in encoded.tokens]), target
+
+
 def run(name: str, count: int, data: Path, keep: Path | None, seconds: float) -> None:
     started = time.time()
     corpus = read_corpus(data)
@@ -202,11 +211,7 @@ def run(name: str, count: int, data: Path, keep: Path | None, seconds: float) ->
     for text in corpus.held_out.texts[done:count]:
         if time.time() - started > seconds:
             break
-        encoded = dt.text.encode.encode(judge.tokenizer, text, limit=64)
-        ids = torch.tensor([encoded.ids])
-        removable = torch.tensor([not token.special for token in encoded.tokens])
-        with torch.no_grad():
-            target = int(judge.scores(ids)[0].argmax())
+        ids, removable, target = judged(judge, text)
         seen: dict[Any, Tensor] = {}
         for method, explain in METHODS[name].items():
             relevance = explain(judge, ids, target, text).detach()

@@ -19,7 +19,7 @@ from .errors import CompositeError, InputError, RelevanceWarning
 from .finite import check_output, check_sizes, refuse_mixing
 from .inputs import Call, Model, bind, check_inputs, check_model, explained_names, refuse_script
 from .inputs import batch_size as batch_size_of
-from .ledger import Bookkeeper, Ledger, LedgerRow, can_batch, merge
+from .ledger import Bookkeeper, LedgerRow, can_batch, ledger_of
 from .one_pass import OnePass, one_pass
 from .origin import graph_of, live_state, plain_torch
 from .plan import Plan, inner_names, make_plan
@@ -319,7 +319,7 @@ class Explainer:
             target=seeds.target,
             explained=seeds.explained,
             plan=plan.table,
-            ledger=_ledger(seeds, relevances, absorbed, accounts) if ledger else None,
+            ledger=ledger_of(seeds, relevances, absorbed, accounts) if ledger else None,
             inner={asked: gathered(name) for asked, name in names.items()},
             settings={"composite": plan.composite.name, **plan.composite.settings, "frontend": plan.graph.frontend},
             versions=versions(),
@@ -392,18 +392,3 @@ def _total(relevance: Mapping[str, Any], run: Forward | Recorded, name: str) -> 
     arrived = relevance.get(name)
     value: Tensor = run.value(name)
     return torch.zeros_like(value) if not isinstance(arrived, Relevance) else arrived.total(value)
-
-
-def _ledger(
-    seeds: Seeds, relevances: Mapping[str, Tensor], absorbed: list[Tensor], accounts: list[list[LedgerRow]]
-) -> Ledger:
-    several = seeds.explained.dim() == 2
-    shape = seeds.explained.shape if several else seeds.explained.shape[:1]
-    inputs = sum(r.double().reshape(*shape, -1).sum(-1) for r in relevances.values())
-    kept = torch.stack(absorbed, 1) if several else absorbed[0]
-    return Ledger(
-        seeds.explained.double(),
-        torch.as_tensor(inputs),
-        kept.to(seeds.explained.device) + seeds.absorbed,
-        merge(accounts),
-    )

@@ -13,6 +13,7 @@ from .errors import NonFiniteRelevance
 from .graph import Node
 from .rules import Redistribution
 from .step import Step
+from .targets import Seeds
 
 CAUSES = ("bias", "constant", "stabilizer", "rule")
 
@@ -140,6 +141,22 @@ def merge(accounts: list[list[LedgerRow]]) -> tuple[LedgerRow, ...]:
             }
             merged[row.name] = LedgerRow(row.name, row.op, row.module, row.source, **numbers)
     return tuple(merged.values())
+
+
+def ledger_of(
+    seeds: Seeds, relevances: Mapping[str, Tensor], absorbed: list[Tensor], accounts: list[list[LedgerRow]]
+) -> Ledger:
+    """The account of an explanation; per target where there are several of each sample."""
+    several = seeds.explained.dim() == 2
+    shape = seeds.explained.shape if several else seeds.explained.shape[:1]
+    inputs = sum(r.double().reshape(*shape, -1).sum(-1) for r in relevances.values())
+    kept = torch.stack(absorbed, 1) if several else absorbed[0]
+    return Ledger(
+        seeds.explained.double(),
+        torch.as_tensor(inputs),
+        kept.to(seeds.explained.device) + seeds.absorbed,
+        merge(accounts),
+    )
 
 
 class Watch:
