@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,31 @@ _FOLDABLE = (
 
 def canonize(graph: Graph) -> Graph:
     """All passes, in order."""
-    return fold_batch_norm(join_local_response(join_softmax(open_writes(split_moments(graph)))))
+    return fold_batch_norm(join_local_response(join_softmax(open_writes(split_moments(skip_copies(graph))))))
+
+
+def skip_copies(graph: Graph) -> Graph:
+    """Without slices that take everything, and copies of what nobody writes to; `contiguous` copies where it must."""
+    index = graph.index
+    renamed: dict[str, str] = {}
+    nodes = []
+    for node in graph:
+        node = _renamed(node, renamed)
+        if node.op is aten.slice.Tensor and node.args[0].name in index and _takes_all(node):
+            renamed[node.name] = node.args[0].name
+        elif node.op is aten.clone.default and node.kwargs.get("memory_format") is torch.contiguous_format:
+            nodes.append(replace(node, op=aten.contiguous.default))
+        elif node.op is aten.clone.default and not node.kwargs:
+            nodes.append(replace(node, op=aten.alias.default))
+        else:
+            nodes.append(node)
+    return replace(graph, nodes=tuple(nodes), output=Ref(renamed.get(graph.output.name, graph.output.name)))
+
+
+def _takes_all(node: Node) -> bool:
+    arguments = arguments_of(node.op, node.args, node.kwargs)
+    start, end, step = (arguments[name] for name in ("start", "end", "step"))
+    return start in (None, 0) and end in (None, sys.maxsize) and step == 1
 
 
 _MOMENTS: dict[Any, Any] = {

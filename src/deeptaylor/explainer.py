@@ -319,7 +319,7 @@ class Explainer:
             target=seeds.target,
             explained=seeds.explained,
             plan=plan.table,
-            ledger=ledger_of(seeds, relevances, absorbed, accounts) if ledger else None,
+            ledger=ledger_of(seeds.explained, seeds.absorbed, relevances, absorbed, accounts) if ledger else None,
             inner={asked: gathered(name) for asked, name in names.items()},
             settings={"composite": plan.composite.name, **plan.composite.settings, "frontend": plan.graph.frontend},
             versions=versions(),

@@ -13,7 +13,6 @@ from .errors import NonFiniteRelevance
 from .graph import Node
 from .rules import Redistribution
 from .step import Step
-from .targets import Seeds
 
 CAUSES = ("bias", "constant", "stabilizer", "rule")
 
@@ -144,19 +143,26 @@ def merge(accounts: list[list[LedgerRow]]) -> tuple[LedgerRow, ...]:
 
 
 def ledger_of(
-    seeds: Seeds, relevances: Mapping[str, Tensor], absorbed: list[Tensor], accounts: list[list[LedgerRow]]
+    explained: Tensor,
+    beforehand: Tensor | float,
+    relevances: Mapping[str, Tensor],
+    absorbed: list[Tensor],
+    accounts: list[list[LedgerRow]],
 ) -> Ledger:
-    """The account of an explanation; per target where there are several of each sample."""
-    several = seeds.explained.dim() == 2
-    shape = seeds.explained.shape if several else seeds.explained.shape[:1]
+    """The account of an explanation; per target where `explained` has an axis for them.
+
+    Args:
+        explained: what is explained, of each sample (and target).
+        beforehand: so much of it did not set out.
+        relevances: of the inputs, by name.
+        absorbed: what was kept on the way, of each sample, pass by pass.
+        accounts: the rows of every pass.
+    """
+    several = explained.dim() == 2
+    shape = explained.shape if several else explained.shape[:1]
     inputs = sum(r.double().reshape(*shape, -1).sum(-1) for r in relevances.values())
     kept = torch.stack(absorbed, 1) if several else absorbed[0]
-    return Ledger(
-        seeds.explained.double(),
-        torch.as_tensor(inputs),
-        kept.to(seeds.explained.device) + seeds.absorbed,
-        merge(accounts),
-    )
+    return Ledger(explained.double(), torch.as_tensor(inputs), kept.to(explained.device) + beforehand, merge(accounts))
 
 
 class Watch:
