@@ -38,10 +38,11 @@ def measure(
     beside: bool,
     wanted: Collection[str] = (),
     cuda: bool = False,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """One row: a model at one batch size."""
     pixels = pixels if subject.pixels is None else subject.pixels
-    runs = contenders(name, subject, batch, pixels, beside, many=batch == 1, wanted=wanted)
+    runs = contenders(name, subject, batch, pixels, beside, batch == 1 and not compiled, wanted, compiled)
     return {
         "model": name,
         "batch": batch,
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=224, help="size of images, where the model takes others")
     parser.add_argument("--rules", nargs="+", default=(), help="only these; the row's other rules are kept")
     parser.add_argument("--alone", action="store_true", help="without the other libraries")
+    parser.add_argument("--compiled", action="store_true", help="compiled code, too: takes minutes per rule to compile")
     parser.add_argument("--tracing", action="store_true", help="measure tracing instead")
     parser.add_argument("--gpu", action="store_true", help="on CUDA")
     arguments = parser.parse_args()
@@ -119,7 +121,13 @@ def main() -> None:
             for batch in arguments.batch:
                 sizes = (batch, arguments.pixels, arguments.rounds)
                 row = measure(
-                    name, subject, *sizes, beside=not arguments.alone, wanted=arguments.rules, cuda=arguments.gpu
+                    name,
+                    subject,
+                    *sizes,
+                    beside=not arguments.alone,
+                    wanted=arguments.rules,
+                    cuda=arguments.gpu,
+                    compiled=arguments.compiled,
                 )
                 print(json.dumps(row), flush=True)
                 store(path, "rows", row)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from bench_models import Inputs, Subject
-from bench_protocol import GRADIENT, Run
+from bench_protocol import COMPILED, GRADIENT, Run
 from torch import Tensor, nn
 
 import deeptaylor as dt
@@ -48,8 +48,10 @@ def gradient_times_input(model: nn.Module, inputs: Inputs) -> Run:
     return run
 
 
-def ours(model: nn.Module, inputs: Inputs, subject: Subject, wanted: Collection[str], many: bool) -> dict[str, Run]:
-    """deeptaylor's contenders; with `many`, also of ten classes at once."""
+def ours(
+    model: nn.Module, inputs: Inputs, subject: Subject, wanted: Collection[str], many: bool, compiled: bool = False
+) -> dict[str, Run]:
+    """deeptaylor's contenders; with `many`, also of ten classes at once; with `compiled`, also compiled."""
     runs: dict[str, Run] = {}
     rules = {name: name for name in ATTENTION} if subject.attends else RULES
     bounds = {"epsilon-gamma-box": BOX}
@@ -58,6 +60,9 @@ def ours(model: nn.Module, inputs: Inputs, subject: Subject, wanted: Collection[
             continue
         explainer = dt.Explainer(model, inputs, composite=composite, bounds=bounds.get(name))
         runs[name] = lambda explainer=explainer: explainer(inputs).relevance
+        if compiled:
+            code = explainer.compile()
+            runs[name + COMPILED] = lambda code=code: code(inputs).relevance
         if many and name in ("z+", "attn-lrp"):
             samples = next(iter(inputs.values())).shape[0]
             targets = torch.arange(CLASSES).repeat(samples, 1)
@@ -232,11 +237,18 @@ def _lxt(name: str, model: nn.Module, inputs: Inputs) -> dict[str, Run]:
 
 
 def contenders(
-    name: str, subject: Subject, batch: int, pixels: int, beside: bool, many: bool, wanted: Collection[str] = ()
+    name: str,
+    subject: Subject,
+    batch: int,
+    pixels: int,
+    beside: bool,
+    many: bool,
+    wanted: Collection[str] = (),
+    compiled: bool = False,
 ) -> dict[str, Run]:
     """All contenders for one model and batch size, or those of the rules that are wanted; the baseline first."""
     torch.manual_seed(0)
     model, inputs = subject.make().eval(), subject.inputs(batch, pixels)
-    runs = {GRADIENT: gradient_times_input(model, inputs)} | ours(model, inputs, subject, wanted, many)
+    runs = {GRADIENT: gradient_times_input(model, inputs)} | ours(model, inputs, subject, wanted, many, compiled)
     others = peers(name, model, inputs, subject) if beside else {}
     return runs | {key: run for key, run in others.items() if not wanted or key.partition(",")[0] in wanted}

@@ -12,7 +12,7 @@ PAGE = ROOT / "docs" / "bench.md"
 ORDER = (
     "epsilon", "z+", "gamma", "alpha-beta", "epsilon-plus-flat", "epsilon-gamma-box", "attn-lrp", "cp-lrp", "res-lrp",
 )  # fmt: skip
-LIBRARIES = ("deeptaylor", "zennit", "captum", "autolrp", "LXT")
+LIBRARIES = ("deeptaylor", "compiled", "zennit", "captum", "autolrp", "LXT")
 TARGETS = {
     "epsilon": 1.15, "z+": 1.6, "gamma": 1.65, "alpha-beta": 2.3, "epsilon-plus-flat": 1.55, "attn-lrp": 1.15,
     "z+, K = 10": 6.5,
@@ -26,7 +26,8 @@ input. The gradient runs through the model as it is; an explanation folds batch 
 
 Targets: {targets}; memory 1.1 for epsilon and z+, 1.5 for the rest. A target that is missed is marked †.
 Captum runs on chains of modules only, zennit and autolrp on VGG and ResNet; on a model that a library misreads (a
-functional addition, a product) it is not measured. LXT 2.1 replaces functions of transformers 4.52.4.
+functional addition, a product) it is not measured. "Compiled" is deeptaylor's `explainer.compile()`, whose operations
+are not counted. LXT 2.1 replaces functions of transformers 4.52.4.
 `make bench` writes this page; `make bench-gpu` does the same on CUDA and has not been run: no GPU was at hand.
 """
 
@@ -66,7 +67,8 @@ def _table(row: dict[str, Any], title: str) -> list[str]:
         found = used[rule]
         times = [_time(found.get(name), TARGETS.get(rule) if name == "deeptaylor" else None) for name in libraries]
         memory = " / ".join(f"{found[name]['memory']:.2f}" for name in libraries if name in found)
-        operations = " / ".join(f"{found[name]['operations']:.2f}" for name in libraries if name in found)
+        counted = [found[name]["operations"] for name in libraries if name in found]
+        operations = " / ".join("–" if count is None else f"{count:.2f}" for count in counted)
         lines.append(f"| {rule} | " + " | ".join(times) + f" | {memory} | {operations} |")
     return [*lines, ""]
 

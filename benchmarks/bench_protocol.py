@@ -28,6 +28,7 @@ from counting import work  # noqa: E402
 
 Run = Callable[[], Any]
 GRADIENT = "gradient x input"
+COMPILED = ", compiled"
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Cost:
     fastest: float
     """Ratio of the fastest runs."""
     memory: float
-    operations: float
-    """Multiplications of its linear operations; a gradient has 2 per layer's forward pass."""
+    operations: float | None
+    """Multiplications of its linear operations; a gradient has 2 per layer's forward pass. None for compiled code."""
 
 
 def seconds(run: Run, cuda: bool) -> float:
@@ -107,15 +108,18 @@ def costs(runs: Mapping[str, Run], rounds: int, cuda: bool = False) -> dict[str,
     for run in runs.values():
         run()
     taken = rounds_of(runs, rounds, cuda)
-    base = held_and_worked(runs[GRADIENT], cuda)
+    held, worked = held_and_worked(runs[GRADIENT], cuda)
     found: dict[str, Any] = {}
     for name, run in runs.items():
         if name == GRADIENT:
             continue
         ratios = [own / gradient for own, gradient in zip(taken[name], taken[GRADIENT], strict=True)]
         fastest = min(taken[name]) / min(taken[GRADIENT])
-        sizes = [own / gradient for own, gradient in zip(held_and_worked(run, cuda), base, strict=True)]
-        found[name] = asdict(Cost(statistics.median(ratios), *interval(ratios), fastest, *sizes))
+        if name.endswith(COMPILED):  # to count its operations would run other code
+            memory, operations = peak(run, cuda) / held, None
+        else:
+            memory, operations = (a / b for a, b in zip(held_and_worked(run, cuda), (held, worked), strict=True))
+        found[name] = asdict(Cost(statistics.median(ratios), *interval(ratios), fastest, memory, operations))
     return found
 
 
