@@ -30,11 +30,11 @@ class Encoder(nn.Module):
 
 
 def lenet() -> tuple[nn.Module, Tensor]:
-    """Pooling of both kinds, a folded batch norm, strides, padding, groups; inputs within (-4, 4)."""
+    """Pooling of both kinds, a folded batch norm, strides, both ways to pad, groups; inputs within (-4, 4)."""
     torch.manual_seed(0)
     layers = [
-        nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 6, 3, stride=2, padding=1, groups=3),
-        nn.SiLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(24, 5),
+        nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.ZeroPad2d(1),
+        nn.Conv2d(6, 6, 3, stride=2, groups=3), nn.SiLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(24, 5),
     ]  # fmt: skip
     model = nn.Sequential(*layers)
     with torch.no_grad():

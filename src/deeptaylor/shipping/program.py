@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -76,7 +77,8 @@ def record_program(
     fakes = _symbolic(mode, plan, tensors)
     weights = [_fake(mode, t) for t in known.values()]
     explain = partial(_explained, bare, tuple(known), ask)
-    with plain_torch(), _kernels(portable):
+    # without Python's dispatcher, padding asks for the batch size as a number
+    with plain_torch(), _kernels(portable), enable_python_dispatcher():
         with mode, torch.no_grad():
             target = ask.example(execute(plan.graph, fakes, dict(zip(known, weights, strict=True))))
         graph = without_layouts(
