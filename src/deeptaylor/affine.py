@@ -172,6 +172,8 @@ class Convolution(Affine):
     output_padding: tuple[int, ...]
     groups: int
     before: tuple[int, ...] = ()
+    like: Tensor | None = None
+    """A tensor of the input's shape, where one costs nothing."""
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         x = F.pad(x, self.before) if self.before else x
@@ -179,7 +181,7 @@ class Convolution(Affine):
 
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
         # convolution_backward reads of the input only its shape, but copies what is not contiguous
-        like = s.new_empty((s.shape[0], *self._padded()[1:]))
+        like = s.new_empty((s.shape[0], *self._padded()[1:])) if self.like is None else self.like
         only_input = [True, False, False]
         grad = aten.convolution_backward.default(s, like, weight, None, *self._settings(), only_input)[0]
         return F.pad(grad, tuple(-n for n in self.before)) if self.before else grad

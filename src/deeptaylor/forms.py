@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .affine import Affine, Convolution, LeftMatmul, Linear, RightMatmul, VectorProduct
 from .local_response import LOCAL_RESPONSE, held
+from .symbolic import is_symbolic
 
 aten = torch.ops.aten
 Arguments = Mapping[str, Any]
@@ -80,6 +81,7 @@ def _convolution(arguments: dict[str, Any], data: str) -> Affine:
         output_padding=per_axis(arguments.get("output_padding", 0), axes),
         groups=arguments["groups"],
         before=before,
+        like=x if is_symbolic(x) and not before else None,  # in a program, memory without values is filled with zeros
     )
 
 
