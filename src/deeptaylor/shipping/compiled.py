@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from ..explainer import Explainer
 
 
+PROCESSOR = {"layout_optimization": False}
+"""On a processor channels stay before places, as in the model: transposed convolutions copy what comes channels last."""
+
+
 @dataclass
 class _Code:
     """One compiled program, and what its buffers were made from."""
@@ -46,7 +50,8 @@ class CompiledExplainer:
     def __init__(self, explainer: Explainer, mode: str | None, options: Mapping[str, Any]) -> None:
         refuse_one_input(explainer)
         self.explainer = explainer
-        self._compile = _compiler(mode, dict(options))
+        device = next(iter(explainer._example.tensors.values())).device.type
+        self._compile = _compiler(mode, (PROCESSOR if device == "cpu" and mode is None else {}) | dict(options))
         self._replays = mode == "reduce-overhead" or bool(options.get("triton.cudagraphs"))
         self._codes: dict[Any, _Code] = {}
         self._explain(explainer._example, None)
