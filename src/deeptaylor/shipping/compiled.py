@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 PROCESSOR = {"layout_optimization": False}
-"""On a processor channels stay before places, as in the model: transposed convolutions copy what comes channels last."""
+"""On a processor channels stay before places, as in the model: convolutions towards their input copy channels last."""
 
 
 @dataclass
