@@ -141,7 +141,6 @@ UNREACHED = {
     aten.median.default: WHOLE, aten.var.default: WHOLE, aten.std.default: WHOLE, aten.norm.Scalar: WHOLE,
     aten.squeeze.default: "squeezes a batch of one, too", aten.native_channel_shuffle.default: "has no derivative",
     aten.embedding.default: "tracing opens it into an index",
-    aten.clone.default: "an alias, or contiguous; a copy only where another layout of memory is asked for",
     aten.lift_fresh.default: "of constants only", aten.detach.default: "gradient × input is not autograd's there",
 }  # fmt: skip
 """Operations with a role that no move reaches, and why."""

@@ -30,7 +30,7 @@ def canonize(graph: Graph) -> Graph:
 
 
 def skip_copies(graph: Graph) -> Graph:
-    """Without slices that take everything, and copies of what nobody writes to; `contiguous` copies where it must."""
+    """Without slices that take everything; `contiguous` copies only what is not, as it does in the model."""
     index = graph.index
     renamed: dict[str, str] = {}
     nodes = []
@@ -40,8 +40,6 @@ def skip_copies(graph: Graph) -> Graph:
             renamed[node.name] = node.args[0].name
         elif node.op is aten.clone.default and node.kwargs.get("memory_format") is torch.contiguous_format:
             nodes.append(replace(node, op=aten.contiguous.default))
-        elif node.op is aten.clone.default and not node.kwargs:
-            nodes.append(replace(node, op=aten.alias.default))
         else:
             nodes.append(node)
     return replace(graph, nodes=tuple(nodes), output=Ref(renamed.get(graph.output.name, graph.output.name)))

@@ -86,8 +86,15 @@ class Node:
                 count += 1
         return tuple(places) if count == len(self.leaves) else None
 
+    @cached_property
+    def _straight(self) -> bool:
+        """Whether the leaves are the arguments, one by one."""
+        return not self.kwargs and self._places == tuple(range(len(self.leaves)))
+
     def filled(self, leaves: Sequence[Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """(args, kwargs) with these leaves."""
+        if self._straight:
+            return leaves, _NO_KWARGS
         if self._places is None:
             args, kwargs = pytree.tree_unflatten(leaves, self._flat[1])
             return args, kwargs

@@ -66,8 +66,10 @@ class Call:
     """Which of its leaves are other values, by name."""
     held: tuple[int, ...]
     """Which of those carry relevance, but none of it goes there from here."""
-    plain: bool
-    """Whether the rule is the operation's own derivative."""
+    plain: Function | None
+    """The operation, where the rule is its own derivative."""
+    writes: bool
+    """Whether it writes to places that its arguments name."""
     casts: bool
     origin: bool
     """Whether relevance ends at its output."""
@@ -97,8 +99,9 @@ def calls_of(plan: Plan) -> tuple[Call, ...]:
         taken = () if assignment is None else assignment.leaves
         held = () if assignment is None else tuple(n for n, name in reads if name in carrying and n not in taken)
         casts = any(isinstance(leaf, torch.dtype) for leaf in node.leaves)
-        plain = node.name in plan.plain
-        calls.append(Call(node, assignment, reads, held, plain, casts, node.name in origins, spent))
+        plain = operation_of(node) if node.name in plan.plain else None
+        writes = assignment is not None and assignment.place.op.written is not None
+        calls.append(Call(node, assignment, reads, held, plain, writes, casts, node.name in origins, spent))
     return tuple(calls)
 
 
@@ -117,7 +120,8 @@ def one_pass(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor])
             if name in env:
                 leaf(name)
     calls: tuple[Call, ...] = plan.prepared.get("one pass", lambda: calls_of(plan))
-    if any(_stepwise(env.get(name)) for call in calls if call.assignment for _, name in call.reads):
+    read: set[str] = plan.prepared.get("read", lambda: {name for c in calls if c.assignment for _, name in c.reads})
+    if any(name in read and _stepwise(value) for name, value in env.items()):
         return None
     with torch.enable_grad():
         for call in calls:
@@ -126,10 +130,11 @@ def one_pass(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor])
                 args, kwargs = node.filled(values)
                 with torch.no_grad():
                     made = node.op(*args, **kwargs)
-            elif call.plain:
+            elif call.plain is not None:
                 args, kwargs = node.filled(values)
-                refuse_overwriting(node, assignment.place.op, args, kwargs)
-                made = operation_of(node)(*args, **kwargs)
+                if call.writes:
+                    refuse_overwriting(node, assignment.place.op, args, kwargs)
+                made = call.plain(*args, **kwargs)
             else:
                 xs = [values[n] for n in assignment.leaves]
                 function = _function(node, assignment, values, xs)
