@@ -36,7 +36,7 @@ def skip_copies(graph: Graph) -> Graph:
     nodes = []
     for node in graph:
         node = _renamed(node, renamed)
-        if node.op is aten.slice.Tensor and node.args[0].name in index and _takes_all(node):
+        if _takes_all(node) and isinstance(node.args[0], Ref) and node.args[0].name in index:
             renamed[node.name] = node.args[0].name
         elif node.op is aten.clone.default and node.kwargs.get("memory_format") is torch.contiguous_format:
             nodes.append(replace(node, op=aten.contiguous.default))
@@ -46,6 +46,8 @@ def skip_copies(graph: Graph) -> Graph:
 
 
 def _takes_all(node: Node) -> bool:
+    if node.op is not aten.slice.Tensor:
+        return False
     arguments = arguments_of(node.op, node.args, node.kwargs)
     start, end, step = (arguments[name] for name in ("start", "end", "step"))
     return start in (None, 0) and end in (None, sys.maxsize) and step == 1
