@@ -338,6 +338,10 @@ moves("3", {
     "fold": lambda p, x: F.fold(p.linear(x.transpose(1, 2), 4).transpose(1, 2)[..., :2], (2, 3), 2),
 })
 moves("345", {
+    "first place": lambda p, x: x[:, 0], "last place": lambda p, x: x[:, -1], "places": lambda p, x: x[:, 1:] if x.shape[1] > 1 else x,
+    "last column": lambda p, x: x[:, :, -1],
+    "place of each": lambda p, x: x.gather(1, x.flatten(2).sum(2).argmax(1).view(-1, *[1] * (x.dim() - 1)).expand(-1, 1, *x.shape[2:])),
+    "place of each by index": lambda p, x: x[torch.arange(x.shape[0]), x.flatten(2).sum(2).argmax(1)],
     "conv": lambda p, x: named("conv", x, p(3, x.shape[1], *[2] * (x.dim() - 2)), p(3), 1, 1),
     "conv strided": lambda p, x: named("conv", x, p(2, x.shape[1], *[3] * (x.dim() - 2)), None, 2, 1),
     "conv padding": lambda p, x: named("conv", x, p(2, x.shape[1], *[3] * (x.dim() - 2)), p(2), padding="same"),

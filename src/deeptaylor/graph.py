@@ -119,6 +119,8 @@ class Graph:
     constants: Mapping[str, Tensor]
     """Node name -> tensor that the model made while it was traced."""
     output: Ref
+    shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    """Shapes of the inputs when traced, as in `Node.shape`, of those that are known."""
     frontend: str = "trace"
     dynamic_batch: bool = False
     notes: tuple[str, ...] = ()
@@ -169,7 +171,7 @@ def lookup(value: Any, env: Mapping[str, Any]) -> Any:
 
 
 def execute(graph: Graph, inputs: Mapping[str, Any], state: Mapping[str, Tensor]) -> Any:
-    """The graph's output, computed operation by operation, without gradients.
+    """The graph's output, computed operation by operation, without gradients; lets go of what nothing reads anymore.
 
     Args:
         graph: what to run.
@@ -178,9 +180,13 @@ def execute(graph: Graph, inputs: Mapping[str, Any], state: Mapping[str, Tensor]
     """
     env: dict[str, Any] = dict(inputs) | dict(graph.constants)
     env |= {name: state[qualified] for name, qualified in graph.parameters.items()}
+    last = {name: i for i, node in enumerate(graph) for name in node.refs()} | {graph.output.name: len(graph.nodes)}
     with torch.no_grad():
-        for node in graph:
+        for i, node in enumerate(graph):
             env[node.name] = node.op(*lookup(node.args, env), **lookup(dict(node.kwargs), env))
+            for name in node.refs():
+                if last[name] == i:
+                    env.pop(name, None)
     return env[graph.output.name]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .graph import Node, Ref
+from .narrow import narrow
 from .plan import Assignment, Plan
 from .propagate import as_wide, filled, operation_of, refuse_overwriting
 from .rules import Relevance
@@ -119,7 +120,7 @@ def one_pass(plan: Plan, inputs: Mapping[str, Any], state: Mapping[str, Tensor])
         for name in source.nodes:
             if name in env:
                 leaf(name)
-    calls: tuple[Call, ...] = plan.prepared.get("one pass", lambda: calls_of(plan))
+    calls: tuple[Call, ...] = plan.prepared.get("one pass", lambda: calls_of(narrow(plan, env)))
     read: set[str] = plan.prepared.get("read", lambda: {name for c in calls if c.assignment for _, name in c.reads})
     if any(name in read and _stepwise(value) for name, value in env.items()):
         return None

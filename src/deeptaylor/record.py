@@ -45,6 +45,7 @@ def record(model: Model, call: Call, head: Head | None, known: Callable[[Any], b
         parameters=tape.parameters,
         constants=constants,
         output=Ref(tape.names[id(output)]),
+        shapes={name: tuple(tensor.shape) for name, tensor in call.tensors.items()},
         frontend="record",
         notes=("recorded: this graph holds for inputs that take the same path through the model",),
     ).without_dead_nodes()

@@ -166,12 +166,15 @@ def from_program(program: Any, names: Sequence[str], notes: Sequence[str] = ()) 
     lifted = signature.inputs_to_lifted_tensor_constants
     inputs = dict(zip(signature.user_inputs, names, strict=True))
     symbol, nodes, output, rename = None, [], None, {}
+    sizes: dict[str, Tensor] = {}
     for fx_node in program.graph.nodes:
         if fx_node.op == "placeholder":
             rename[fx_node.name] = inputs.get(fx_node.name, fx_node.name)
             value = fx_node.meta.get("val")
             if fx_node.name in inputs and isinstance(value, Tensor) and value.dim() and symbol is None:
                 symbol = value.shape[0] if isinstance(value.shape[0], torch.SymInt) else None
+            if fx_node.name in inputs and isinstance(value, Tensor):
+                sizes[inputs[fx_node.name]] = value
         elif fx_node.op == "output":
             kinds = [spec.kind.name for spec in signature.output_specs]  # what a model writes into comes first
             output = fx_node.args[0][kinds.index("USER_OUTPUT")]
@@ -187,6 +190,7 @@ def from_program(program: Any, names: Sequence[str], notes: Sequence[str] = ()) 
         parameters={node: qualified.removeprefix(prefix) for node, qualified in parameters.items()},
         constants={node: program.constants[name].detach() for node, name in lifted.items()},
         output=Ref(rename[output.name]),
+        shapes={name: _shape(value, symbol) for name, value in sizes.items()},
         dynamic_batch=symbol is not None,
         notes=tuple(notes),
     ).without_dead_nodes()
@@ -201,15 +205,8 @@ def _node(fx_node: Any, rename: Mapping[str, str], symbol: Any) -> Node:
     shape: tuple[int | str, ...] = ()
     batch_dim = None
     if isinstance(value, Tensor):
-        axes = [
-            symbol is not None and isinstance(size, torch.SymInt) and size.node.expr == symbol.node.expr
-            for size in value.shape
-        ]
-        shape = tuple(
-            "N" if axis else int(size) if isinstance(size, int) else str(size)
-            for axis, size in zip(axes, value.shape, strict=True)
-        )
-        batch_dim = axes.index(True) if True in axes else None
+        shape = _shape(value, symbol)
+        batch_dim = shape.index("N") if "N" in shape else None
     elif isinstance(values[0], Tensor) and symbol is not None:
         sizes = [isinstance(size, torch.SymInt) and size.node.expr == symbol.node.expr for size in values[0].shape]
         batch_dim = sizes.index(True) if True in sizes else None
@@ -227,6 +224,15 @@ def _node(fx_node: Any, rename: Mapping[str, str], symbol: Any) -> Node:
         line=line,
         source=source,
         module=_module(fx_node.meta.get("nn_module_stack", {})),
+    )
+
+
+def _shape(value: Tensor, symbol: Any) -> tuple[int | str, ...]:
+    """Its sizes, 'N' where one is the batch's symbol."""
+    batch = None if symbol is None else symbol.node.expr
+    return tuple(
+        int(size) if isinstance(size, int) else "N" if batch is not None and size.node.expr == batch else str(size)
+        for size in value.shape
     )
 
 
