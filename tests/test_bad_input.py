@@ -295,3 +295,15 @@ def test_every_error_is_caught_by_the_root_of_the_tree() -> None:
     ours = [error for error in ours if not issubclass(error, Warning)]
     assert len(ours) >= 9
     assert all(issubclass(error, errors.DeepTaylorError) for error in ours)
+
+
+@pytest.mark.parametrize("rule", [dt.rules.ZPlus(), dt.rules.AlphaBeta(), dt.rules.WSquare(), dt.rules.GeneralizedGamma()])
+def test_rules_by_sign_refuse_complex_weights(rule: dt.rules.Rule) -> None:
+    weight = torch.randn(8, 3, dtype=torch.complex64)
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return (torch.fft.fft(x) @ weight).real
+
+    with pytest.raises(dt.errors.CompositeError, match=r"complex values have none.*torch.fft.fft\(x\) @ weight"):
+        dt.explain(model, torch.randn(2, 8), composite=rule)
+    assert dt.explain(model, torch.randn(2, 8), composite=dt.rules.Epsilon()).relevance.isfinite().all()

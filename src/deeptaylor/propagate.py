@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import DeepTaylorError, InputError
+from .errors import CompositeError, DeepTaylorError, InputError, describe
 from .forms import arguments_of
 from .graph import Node, is_getitem
 from .ops import Op
@@ -287,6 +287,11 @@ def _ruled(rule: Rule, step: Step, arrived: Relevance) -> Redistribution:
     """What a rule does; relevance of complex values is brought into product form, c = R/z, first."""
     if step.op.role == "activation" and step.x.shape != step.z.shape:
         return _broadcast(rule, step, arrived)
+    if rule.signs and step.is_complex:
+        raise CompositeError(
+            f"{rule} tells contributions by their signs, which complex values have none of: {describe(step.node)}. "
+            "Give complex operations LRP-0 or epsilon: composite='epsilon', or a line of your own for this operation"
+        )
     if arrived.product or not step.is_complex:
         return rule(step, arrived)
     product = Relevance(arrived.over(step.z, step.z, 0.0), product=True)

@@ -131,6 +131,8 @@ def rows_given(node: Node, graph: Mapping[str, Node], shapes: Mapping[str, Shape
     arguments = arguments_of(node.op, node.args, node.kwargs)
     value = arguments["self"].name
     shape = shapes[value]
+    if not shape:
+        return None
     if node.op is aten.index.Tensor:
         index = _place_of_each(arguments["indices"], graph, shape)
         return (value, Rows(1, index=index)) if index else None

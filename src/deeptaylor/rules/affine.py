@@ -52,6 +52,12 @@ class AffineRule(Rule):
     roles: ClassVar[tuple[Role, ...]] = ("affine",)
 
 
+class SignRule(AffineRule):
+    """A rule for affine operations that tells contributions by their signs or sizes."""
+
+    signs: ClassVar[bool] = True
+
+
 @dataclass(frozen=True)
 class LRPZero(AffineRule):
     """Share by contribution: R_{i←j} = w_ij x_i / z_j · R_j. Root: 0, which is none where b ≠ 0. Bach et al. 2015."""
@@ -93,7 +99,7 @@ class Epsilon(AffineRule):
 
 
 @dataclass(frozen=True)
-class Gamma(AffineRule):
+class Gamma(SignRule):
     """Favours positive weights: R_{i←j} ∝ x_i (w_ij + γ w_ij⁺). Direction x(1 + γ·1[w>0]). Montavon et al. 2019.
 
     Meant for x ≥ 0 and z > 0; `GeneralizedGamma` serves every sign.
@@ -110,7 +116,7 @@ class Gamma(AffineRule):
 
 
 @dataclass(frozen=True)
-class GeneralizedGamma(AffineRule):
+class GeneralizedGamma(SignRule):
     """Favours contributions of z's own sign: w_ij x_i + γ (w_ij x_i)^{sign z_j}. Andéol et al. 2021; zennit's Gamma.
 
     By w^± = (w ± |w|)/2 this is (1 + γ/2) w x + (γ/2) sign(z) |w| |x|: two parts, no cancellation in the denominator.
@@ -149,7 +155,7 @@ def _with_sign_of(z: Tensor, size: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _ByConvention(AffineRule):
+class _ByConvention(SignRule):
     """A rule whose bias policy and stabilizer differ between the papers and zennit."""
 
     convention: Convention = "paper"
@@ -245,7 +251,7 @@ def _one_by_one(step: Step, z: Tensor, uncertain: Tensor, positive: bool) -> Ten
 
 
 @dataclass(frozen=True)
-class AlphaBeta(AffineRule):
+class AlphaBeta(SignRule):
     """α times the positive contributions' shares minus β times the negative ones', α − β = 1. Bach et al. 2015.
 
     `convention="paper"` ignores the bias; a unit without negative contributions uses α = 1, β = 0, and one without
@@ -323,7 +329,7 @@ class WSquare(_ByConvention):
 
 
 @dataclass(frozen=True)
-class Flat(AffineRule):
+class Flat(SignRule):
     """Equal shares to all inputs of a unit: R_{i←j} = R_j / n. Direction 1/w. Lapuschkin et al. 2019."""
 
     def habits(self) -> Habits:

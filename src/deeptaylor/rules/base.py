@@ -179,6 +179,8 @@ class Rule(ABC):
     """
 
     roles: ClassVar[tuple[Role, ...]] = ()
+    signs: ClassVar[bool] = False
+    """Whether it asks for signs or sizes, so that it can't serve complex values."""
 
     def habits(self) -> Habits:
         """What the engine may rely on to save work; of no effect on a subclass with a `__call__` of its own."""

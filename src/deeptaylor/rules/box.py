@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import DomainError
 from ..step import Step
 from ..symbolic import is_symbolic
-from .affine import AffineRule
+from .affine import SignRule
 from .base import Habits, Redistribution, Relevance
 from .maps import IDENTITY, MINUS, ONE, PLUS, SAME, WeightMap, shifted
 from .redistribute import Part, affine_of, forward_of, redistribute, total_of, weight_of
@@ -21,7 +21,7 @@ NOISE = 16
 
 
 @dataclass(frozen=True)
-class ZBox(AffineRule):
+class ZBox(SignRule):
     """Share within a box l ≤ x ≤ h, l ≤ 0 ≤ h: R_{i←j} ∝ x_i w_ij − l_i w_ij⁺ − h_i w_ij⁻ ≥ 0. Montavon et al. 2017.
 
     Direction x − l·1[w>0] − h·1[w<0]. Bounds are numbers, or tensors that broadcast to one sample, such as (3, 1, 1);
