@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -37,35 +37,36 @@ def graph_of(model: Any, call: Call, head: Head | None, batch: int, record: bool
             graph = record_graph(model, call, head, known)
     else:
         sizes = tuple((name, t.dtype, t.device, tuple(t.shape)) for name, t in call.tensors.items())
-        graph = kept(model, (call.signature(), sizes, head), lambda: _traced(model, call, head, batch, state))
+        graph = kept(model, (call.signature(), sizes, head), lambda: _traced(model, call, head, batch, state, output))
     _refuse_chance(graph)
-    prove(graph, call, state, output)
     return _proven_canonical(graph, call, state, output)
 
 
-def _traced(model: Any, call: Call, head: Head | None, batch: int, state: Mapping[str, Tensor]) -> Graph:
+def _traced(
+    model: Any, call: Call, head: Head | None, batch: int, state: Mapping[str, Tensor], output: Tensor
+) -> Graph:
     """A trace; with the batch size fixed where the trace does not hold for another one."""
     graph = trace(model, call, head, batch, known)
-    if not graph.dynamic_batch or _holds_for_more(graph, model, call, head, batch, state):
+    if not graph.dynamic_batch or _holds_for_more(graph, model, call, head, batch, state, output):
         return graph
     return trace(model, call, head, batch, known, dynamic=False)
 
 
 def _holds_for_more(
-    graph: Graph, model: Any, call: Call, head: Head | None, batch: int, state: Mapping[str, Tensor]
+    graph: Graph, model: Any, call: Call, head: Head | None, batch: int, state: Mapping[str, Tensor], alone: Tensor
 ) -> bool:
-    """Whether a graph's output is the model's also for more samples than it was traced with.
+    """Whether a graph's output is the model's also for more samples than it was traced with; `alone` is for those.
 
     Raises:
         InputError: the outputs of the samples at hand depend on the others.
     """
-    more = {name: _flanked(t) if t.dim() and t.shape[0] == batch else t for name, t in call.tensors.items()}
-    wider = Call(more, call.leaves, call.spec)
-    try:
-        output, alone = own_output(model, wider, head), own_output(model, call, head)
-    except InputError:  # the model itself takes no other batch
+    found = _with_more(model, call, head, batch)
+    if found is None:
         return False
-    off = _distance(output[1:-1], alone) if alone.dim() and alone.shape[0] == batch else 0.0
+    more, output, turned = found
+    off = 0.0
+    if alone.dim() and alone.shape[0] == batch:
+        off = _distance(output[:-1].flip(0) if turned else output[1:-1], alone)
     if off > _tolerance(output.dtype) and batch > 1:
         raise InputError(
             f"the model mixes the samples of a batch: with others beside them, their outputs differ by {off:.2g} of "
@@ -77,6 +78,25 @@ def _holds_for_more(
         return _distance(execute(graph, more, state), output) <= _tolerance(output.dtype)
     except (RuntimeError, IndexError):
         return False
+
+
+def _with_more(model: Any, call: Call, head: Head | None, batch: int) -> tuple[dict[str, Tensor], Tensor, bool] | None:
+    """A larger batch, the model's own output for it, and whether the call's samples are turned round in it.
+
+    The samples turned round and one more: each has others before and after it. Else, two more: a lone sample is traced
+    as a batch of two, and a model may take samples by twos. None where the model takes neither.
+    """
+    for turned in (True, False) if batch > 1 else (False,):
+        widened = _turned if turned else _flanked
+        more = {name: widened(t) if t.dim() and t.shape[0] == batch else t for name, t in call.tensors.items()}
+        with suppress(InputError):
+            return more, own_output(model, Call(more, call.leaves, call.spec), head), turned
+    return None
+
+
+def _turned(batch: Tensor) -> Tensor:
+    """A batch in reverse, and one sample more: its first one, the values moved by one place."""
+    return torch.cat([batch.flip(0), batch[:1].roll(1, -1)])
 
 
 def _flanked(batch: Tensor) -> Tensor:
@@ -160,26 +180,20 @@ def _refuse_chance(graph: Graph) -> None:
             )
 
 
-def prove(graph: Graph, call: Call, state: Mapping[str, Tensor], output: Tensor) -> None:
-    """Proves a traced graph: its output must be the model's."""
+def _proven_canonical(graph: Graph, call: Call, state: Mapping[str, Tensor], output: Tensor) -> Graph:
+    """The canonical graph, proven: its output must be the model's; where rounding hides that, the same in float64."""
     if not bool(torch.isfinite(output).all()):
         raise InputError("the model's output is NaN or Inf on these inputs, so there is nothing to explain")
-    off = _distance(execute(graph, call.tensors, state), output)
-    if not off <= _tolerance(output.dtype):
-        raise TraceError(
-            f"the traced graph's output differs from the model's by {off:.3g} of its largest value. "
-            "Is the model deterministic? Otherwise please report this; record=True may help"
-        )
-
-
-def _proven_canonical(graph: Graph, call: Call, state: Mapping[str, Tensor], output: Tensor) -> Graph:
-    """The canonical graph, whose output must be the same; where rounding hides that, the same in float64."""
     canonical = canonize(graph)
-    if canonical is graph:
-        return graph
     off = _distance(execute(canonical, call.tensors, state), output)
     if off <= _tolerance(output.dtype):
         return canonical
+    traced = _distance(execute(graph, call.tensors, state), output)
+    if not traced <= _tolerance(output.dtype):
+        raise TraceError(
+            f"the traced graph's output differs from the model's by {traced:.3g} of its largest value. "
+            "Is the model deterministic? Otherwise please report this; record=True may help"
+        )
     wide = {name: t.double() if t.is_floating_point() else t for name, t in call.tensors.items()}
     wide_state = {name: t.detach().double() if t.is_floating_point() else t for name, t in state.items()}
     exact = _distance(*(execute(_in_float64(g), wide, wide_state) for g in (canonical, graph)))

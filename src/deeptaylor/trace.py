@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from .errors import DeepTaylorError, InputError, TraceError
 from .graph import Graph, Node, Ref, is_continuous
 from .inputs import Call, Model
+from .room import with_room
 from .unwrap import no_tensor, opened
 
 Head = Callable[[Any], Tensor]
@@ -301,11 +302,14 @@ def _print_again(text: str) -> None:
 
 
 def _export(caller: Caller, tensors: tuple[Tensor, ...], shapes: Any) -> Any:
-    with quiet(), fx_traceback.preserve_node_meta():
+    def run() -> Any:
         program = torch.export.export(
             caller, tensors, dynamic_shapes=None if shapes is None else (shapes,), strict=False
         )
         return program.run_decompositions({})
+
+    with quiet(), fx_traceback.preserve_node_meta():
+        return with_room(run)
 
 
 def _branches_on_data(error: Exception) -> bool:
