@@ -297,7 +297,9 @@ def test_every_error_is_caught_by_the_root_of_the_tree() -> None:
     assert all(issubclass(error, errors.DeepTaylorError) for error in ours)
 
 
-@pytest.mark.parametrize("rule", [dt.rules.ZPlus(), dt.rules.AlphaBeta(), dt.rules.WSquare(), dt.rules.GeneralizedGamma()])
+@pytest.mark.parametrize(
+    "rule", [dt.rules.ZPlus(), dt.rules.AlphaBeta(), dt.rules.WSquare(), dt.rules.GeneralizedGamma()]
+)
 def test_rules_by_sign_refuse_complex_weights(rule: dt.rules.Rule) -> None:
     weight = torch.randn(8, 3, dtype=torch.complex64)
 

@@ -112,11 +112,11 @@ def test_checkpointing_gives_the_same_at_one_forward_pass_more(make, composite):
     model, x = make()
     explainer = dt.Explainer(model.eval().requires_grad_(False), x, composite=composite)
     for target in (None, dt.top(2), torch.randn(len(x), 5)):
-        assert torch.equal(
-            explainer(x, target=target).relevance, explainer(x, target=target, checkpoint=True).relevance
-        )
-    counts = []
-    for run in (lambda: explainer(x), lambda: explainer(x, checkpoint=True), lambda: model(x)):
+        plain, again = (explainer(x, target=target, checkpoint=on).relevance for on in (False, True))
+        rounding = 1e-5 if composite == "attn-lrp" else 0.0  # one pass leaves out rows, so that sums are others
+        torch.testing.assert_close(plain, again, rtol=rounding, atol=rounding * float(again.abs().max()))
+    counts, whole = [], [explainer.plan.rows[-1].name]
+    for run in (lambda: explainer(x, inner=whole), lambda: explainer(x, checkpoint=True), lambda: model(x)):
         with LinearOperations() as counted:
             run()
         counts.append(counted.multiplications)

@@ -113,7 +113,7 @@ def reads_for(node: Node, rows: Rows, shapes: Mapping[str, Shape]) -> Reads | No
         value = request.arguments[argument]
         for shape in (shapes[ref.name] for ref in (value if isinstance(value, list) else [value])):
             repeated = repeats(node.op) and (len(shape) < len(node.shape) or shape[0] == 1)
-            if shape and node.shape and not repeated and (own.axis == 0 or shape[0] != node.shape[0]):
+            if shape and node.shape and not repeated and not (own.axis and _one_batch(shape[0], node.shape[0])):
                 return None
     return reads
 
@@ -171,8 +171,8 @@ def _repeated_place(index: Node | None, shapes: Mapping[str, Shape], shape: Shap
     if index is None or index.op is not aten.expand.default or axis == 0:
         return ""
     base = shapes[index.args[0].name]
-    whole = index.shape == (*shape[:axis], 1, *shape[axis + 1 :])
-    return index.args[0].name if whole and base == (shape[0], *[1] * (len(shape) - 1)) else ""
+    whole = index.shape[1:] == (*shape[1:axis], 1, *shape[axis + 1 :]) and _one_batch(index.shape[0], shape[0])
+    return index.args[0].name if whole and base == (index.shape[0], *[1] * (len(shape) - 1)) else ""
 
 
 def _place_of_each(indices: list[Any], graph: Mapping[str, Node], shape: Shape) -> str:
@@ -182,7 +182,15 @@ def _place_of_each(indices: list[Any], graph: Mapping[str, Node], shape: Shape) 
     every, place = (graph.get(index.name) for index in indices)
     if every is None or place is None or every.op is not aten.arange.default:
         return ""
-    return place.name if every.shape == place.shape == shape[:1] and place.op is aten.argmax.default else ""
+    lengths = every.shape, place.shape
+    whole = all(len(length) == 1 and _one_batch(length[0], shape[0]) for length in lengths)
+    return place.name if whole and place.op is aten.argmax.default else ""
+
+
+def _one_batch(size: int | str, other: int | str) -> bool:
+    """Whether two sizes are the batch's: inputs that are only broadcast to each other have symbols of their own."""
+    symbols = isinstance(size, str) and isinstance(other, str) and size.isidentifier() and other.isidentifier()
+    return size == other or symbols
 
 
 def take_rows(value: Tensor, places: Tensor, axis: int, rank: int) -> Tensor:
@@ -208,6 +216,11 @@ def _pointwise(asked: Request) -> Reads:
 @moves(aten.contiguous.default, aten._to_copy.default)
 def _same(asked: Request) -> Reads:
     return Reads({"self": asked.rows})
+
+
+@moves(aten.type_as.default)
+def _type_as(asked: Request) -> Reads:
+    return Reads({"self": asked.rows} | asked.broadcast("other"))
 
 
 @moves(aten.linear.default)
