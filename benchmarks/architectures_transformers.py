@@ -64,8 +64,8 @@ def _pair() -> Inputs:
 
 
 def _masked_scores() -> Inputs:
-    """The mask as what is added to attention's scores: Nyströmformer's own way from one to the other fails."""
-    text = _text("right")
+    """One padded text, its mask as what is added to attention's scores: Nyströmformer's own way to it fails."""
+    text = {name: tensor[1:] for name, tensor in _text("right").items()}
     mask = (1 - text.pop("attention_mask").float()) * torch.finfo(torch.float32).min / 2
     return {**text, "attention_mask": mask[:, None, None]}
 
@@ -154,7 +154,8 @@ NOTES = {
     "clip": "images explained, by three texts as classes; a score of image and text together mixes the samples of a batch",
     "mamba": "the scan in plain PyTorch",
     "mixtral": "experts_implementation='batched_mm'",
-    "nystromformer": "with landmarks, which take a mask of scores only",
+    "nystromformer": "with landmarks, which take a mask of scores only; one text at a time: its pseudo-inverse is scaled by a maximum over "
+    "the whole batch, so that texts change each other's output",
     "qwen2-moe": "experts_implementation='batched_mm'",
 }
 

@@ -195,13 +195,13 @@ def run(cases: Iterable[models.Case], *, fresh: bool) -> list[Row]:
     """Results of `cases`, from the file where they are there already."""
     source = _source_digest()
     known: dict[str, Row] = {}
-    if RESULTS.exists() and not fresh:
+    if RESULTS.exists():
         known = {_key(row): row for row in json.loads(RESULTS.read_text())["rows"]}
     rows = []
     for case in cases:
         for dtype in DTYPES:
             row = known.get(f"{case} {dtype}")
-            if row is None or row["source"] != source:
+            if row is None or fresh or row["source"] != source:
                 row = {**examine(case, dtype), "source": source}
                 known[_key(row)] = row
                 _write(known)
@@ -355,7 +355,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="models by name, e.g. resnet18 or timm:resnet18")
     parser.add_argument("--slice", choices=SLICES, help="a short, varied list of models")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    parser.add_argument("--fresh", action="store_true", help="measure again what was measured")
     parser.add_argument("--page", action="store_true", help="write the page of the rows that are there; run nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -226,14 +226,14 @@ def _since(started: float) -> float:
 def run(cases: Iterable[Case], *, fresh: bool) -> list[Row]:
     """Results of `cases`, from the file where they are there already."""
     known: dict[str, Row] = {}
-    if RESULTS.exists() and not fresh:
+    if RESULTS.exists():
         known = {_key(row): row for row in json.loads(RESULTS.read_text())["rows"]}
     digests = {library: _source_digest(library) for library in ("torchvision", "timm", "transformers")}
     rows = []
     for case in cases:
         for dtype in coverage.DTYPES:
             row = known.get(f"{case} {dtype}")
-            if row is None or row["source"] != digests[case.library]:
+            if row is None or fresh or row["source"] != digests[case.library]:
                 row = {**examine(case, dtype), "source": digests[case.library]}
                 known[_key(row)] = row
                 _write(known)
@@ -290,7 +290,7 @@ def main() -> int:
         "--only", nargs="+", metavar="NAME", help="models by name, e.g. bert, timm:xcit_nano_12_p16_224, or a library"
     )
     parser.add_argument("--slice", choices=SLICES, help="a short, varied list of models")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    parser.add_argument("--fresh", action="store_true", help="measure again what was measured")
     parser.add_argument("--page", action="store_true", help="write the page of the rows that are there; run nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
