@@ -11,13 +11,12 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import bench_page
 import torch
-from bench_contenders import contenders
+from bench_contenders import Choice, contenders
 from bench_models import SUBJECTS, Inputs, Subject
 from bench_protocol import ROOT, costs, machine
 from torch import nn
@@ -30,26 +29,17 @@ KEYS = ("model", "batch", "pixels")
 
 
 def measure(
-    name: str,
-    subject: Subject,
-    batch: int,
-    pixels: int,
-    rounds: int,
-    beside: bool,
-    wanted: Collection[str] = (),
-    cuda: bool = False,
-    compiled: bool = False,
+    name: str, subject: Subject, batch: int, pixels: int, rounds: int, choice: Choice, cuda: bool = False
 ) -> dict[str, Any]:
     """One row: a model at one batch size."""
     pixels = pixels if subject.pixels is None else subject.pixels
-    runs = contenders(name, subject, batch, pixels, beside, batch == 1 and not compiled, wanted, compiled)
     return {
         "model": name,
         "batch": batch,
         "pixels": pixels,
         "rounds": rounds,
         "machine": machine(cuda),
-        "costs": costs(runs, rounds, cuda),
+        "costs": costs(contenders(name, subject, batch, pixels, choice), rounds, cuda),
     }
 
 
@@ -119,16 +109,13 @@ def main() -> None:
                 store(path, "tracing", tracing(name, subject))
                 continue
             for batch in arguments.batch:
-                sizes = (batch, arguments.pixels, arguments.rounds)
-                row = measure(
-                    name,
-                    subject,
-                    *sizes,
+                choice = Choice(
+                    rules=arguments.rules,
                     beside=not arguments.alone,
-                    wanted=arguments.rules,
-                    cuda=arguments.gpu,
+                    many=batch == 1 and not arguments.compiled,
                     compiled=arguments.compiled,
                 )
+                row = measure(name, subject, batch, arguments.pixels, arguments.rounds, choice, arguments.gpu)
                 print(json.dumps(row), flush=True)
                 store(path, "rows", row)
     bench_page.write(RESULTS)

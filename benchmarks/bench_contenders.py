@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +35,23 @@ ATTENTION = ("attn-lrp", "cp-lrp", "res-lrp")
 BOX = (-6.0, 6.0)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which contenders run."""
+
+    rules: Collection[str] = ()
+    """Those of these rules; of all where empty."""
+    beside: bool = False
+    """The other libraries' too."""
+    many: bool = False
+    """Ours with ten classes of each input, too."""
+    compiled: bool = False
+    """Ours compiled, too."""
+
+    def takes(self, rule: str) -> bool:
+        return not self.rules or rule in self.rules
+
+
 def gradient_times_input(model: nn.Module, inputs: Inputs) -> Run:
     """The baseline: torch's own gradient, with the arguments that the explainer passes."""
     kwargs = needed_arguments(model)
@@ -48,22 +66,20 @@ def gradient_times_input(model: nn.Module, inputs: Inputs) -> Run:
     return run
 
 
-def ours(
-    model: nn.Module, inputs: Inputs, subject: Subject, wanted: Collection[str], many: bool, compiled: bool = False
-) -> dict[str, Run]:
-    """deeptaylor's contenders; with `many`, also of ten classes at once; with `compiled`, also compiled."""
+def ours(model: nn.Module, inputs: Inputs, subject: Subject, choice: Choice) -> dict[str, Run]:
+    """deeptaylor's contenders."""
     runs: dict[str, Run] = {}
     rules = {name: name for name in ATTENTION} if subject.attends else RULES
     bounds = {"epsilon-gamma-box": BOX}
     for name, composite in rules.items():
-        if wanted and name not in wanted:
+        if not choice.takes(name):
             continue
         explainer = dt.Explainer(model, inputs, composite=composite, bounds=bounds.get(name))
         runs[name] = lambda explainer=explainer: explainer(inputs).relevance
-        if compiled:
+        if choice.compiled:
             code = explainer.compile()
             runs[name + COMPILED] = lambda code=code: code(inputs).relevance
-        if many and name in ("z+", "attn-lrp"):
+        if choice.many and name in ("z+", "attn-lrp"):
             samples = next(iter(inputs.values())).shape[0]
             targets = torch.arange(CLASSES).repeat(samples, 1)
             runs[f"{name}, K = {CLASSES}"] = lambda explainer=explainer, targets=targets: (
@@ -236,19 +252,10 @@ def _lxt(name: str, model: nn.Module, inputs: Inputs) -> dict[str, Run]:
     return {label: explained}
 
 
-def contenders(
-    name: str,
-    subject: Subject,
-    batch: int,
-    pixels: int,
-    beside: bool,
-    many: bool,
-    wanted: Collection[str] = (),
-    compiled: bool = False,
-) -> dict[str, Run]:
-    """All contenders for one model and batch size, or those of the rules that are wanted; the baseline first."""
+def contenders(name: str, subject: Subject, batch: int, pixels: int, choice: Choice) -> dict[str, Run]:
+    """The chosen contenders for one model and batch size; the baseline first."""
     torch.manual_seed(0)
     model, inputs = subject.make().eval(), subject.inputs(batch, pixels)
-    runs = {GRADIENT: gradient_times_input(model, inputs)} | ours(model, inputs, subject, wanted, many, compiled)
-    others = peers(name, model, inputs, subject) if beside else {}
-    return runs | {key: run for key, run in others.items() if not wanted or key.partition(",")[0] in wanted}
+    runs = {GRADIENT: gradient_times_input(model, inputs)} | ours(model, inputs, subject, choice)
+    others = peers(name, model, inputs, subject) if choice.beside else {}
+    return runs | {key: run for key, run in others.items() if choice.takes(key.partition(",")[0])}

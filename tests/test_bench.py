@@ -19,7 +19,7 @@ def test_a_row_of_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     import bench_models
     import bench_page
 
-    runs = bench_contenders.contenders("tiny", bench_models.TINY, 1, 8, beside=False, many=True)
+    runs = bench_contenders.contenders("tiny", bench_models.TINY, 1, 8, bench_contenders.Choice(many=True))
     row: dict[str, Any] = {
         "model": "tiny", "batch": 1, "pixels": 8, "rounds": 3, "machine": bench_protocol.machine(),
         "costs": bench_protocol.costs(runs, 3),

@@ -170,7 +170,7 @@ def _repeated_place(index: Node | None, shapes: Mapping[str, Shape], shape: Shap
     """The value with one place per sample that a gather's index repeats along all other axes, or nothing."""
     if index is None or index.op is not aten.expand.default or axis == 0:
         return ""
-    base = shapes[index.args[0].name]
+    base = shapes.get(index.args[0].name)
     whole = index.shape[1:] == (*shape[1:axis], 1, *shape[axis + 1 :]) and _one_batch(index.shape[0], shape[0])
     return index.args[0].name if whole and base == (index.shape[0], *[1] * (len(shape) - 1)) else ""
 
