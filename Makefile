@@ -53,9 +53,11 @@ types: $(VENV)/.dev  ## type check, strict
 check: lint types test  ## what has to pass before a change lands
 
 slices: $(ZOO)/.done $(ZOO)/.onnx  ## real architectures, a short list: slices of `make coverage` and `make onnx` for CI
-	$(ZOO)/bin/python benchmarks/coverage.py --slice ci $(FRESH)
-	$(ZOO)/bin/python benchmarks/everything.py --slice ci $(FRESH)
-	$(ZOO)/bin/python -m pytest -q tests/test_onnx*.py tests/test_export_onnx.py benchmarks/test_onnx_roundtrip.py
+	@# beside each other, one thread each
+	$(ZOO)/bin/python benchmarks/coverage.py --slice ci $(FRESH) & first=$$!; \
+	$(ZOO)/bin/python benchmarks/everything.py --slice ci $(FRESH); second=$$?; \
+	wait $$first && exit $$second
+	$(ZOO)/bin/python -m pytest -q -n $(JOBS) tests/test_onnx*.py tests/test_export_onnx.py benchmarks/test_onnx_roundtrip.py
 
 language: $(ZOO)/.done  ## decoders, tokenizers, text heads and image towers of transformers; their second derivatives
 	$(ZOO)/bin/python -m pytest benchmarks/test_language_models.py benchmarks/test_text_models.py
