@@ -82,6 +82,26 @@ def test_attention_costs_no_more_memory_than_its_gradient(
     assert peak(lambda: explainer(x, target=0)) <= 1.2 * peak(gradient)
 
 
+@pytest.mark.parametrize("rule", [dt.rules.Epsilon(), dt.rules.ZPlus()])
+def test_convolutions_cost_hardly_more_memory_than_their_gradient(rule: dt.rules.Rule) -> None:
+    """The first maps are the largest, as in VGG: a copy of one would be a seventh."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for i, o in ((3, 16), (16, 32), (32, 64)):
+        layers += [nn.Conv2d(i, o, 3, padding=1), nn.ReLU(), nn.Conv2d(o, o, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 5)).eval()
+    x = torch.randn(4, 3, 32, 32)
+    explainer = dt.Explainer(model, x, composite=rule)
+    explainer(x)
+
+    def gradient() -> Tensor:
+        leaf = x.clone().requires_grad_()
+        return x * torch.autograd.grad(model(leaf)[:, 0].sum(), leaf)[0]
+
+    gradient()
+    assert peak(lambda: explainer(x, target=0)) <= 1.1 * peak(gradient)
+
+
 def test_values_made_again_are_those_that_were_seen() -> None:
     """A ledger asks for every value; without one they are made again only where a rule asks."""
     torch.manual_seed(0)

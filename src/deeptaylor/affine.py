@@ -14,12 +14,14 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .symbolic import is_symbolic
 
 aten = torch.ops.aten
 
@@ -45,6 +47,10 @@ class Affine(ABC):
 
     @abstractmethod
     def count(self) -> Tensor: ...
+
+    def light(self) -> Affine:
+        """The same, holding no input."""
+        return self
 
     def one(self) -> Tensor:
         """An input of ones, for one sample where the first axis is the batch."""
@@ -173,7 +179,7 @@ class Convolution(Affine):
     groups: int
     before: tuple[int, ...] = ()
     like: Tensor | None = None
-    """A tensor of the input's shape, where one costs nothing."""
+    """The input, where it may stand in for its shape."""
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         x = F.pad(x, self.before) if self.before else x
@@ -181,10 +187,15 @@ class Convolution(Affine):
 
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
         # convolution_backward reads of the input only its shape, but copies what is not contiguous
-        like = s.new_empty((s.shape[0], *self._padded()[1:])) if self.like is None else self.like
+        like = self.like
+        if like is None or not (is_symbolic(s) or (len(like) == len(s) and like.dtype == s.dtype)):
+            like = s.new_empty((s.shape[0], *self._padded()[1:]))
         only_input = [True, False, False]
         grad = aten.convolution_backward.default(s, like, weight, None, *self._settings(), only_input)[0]
         return F.pad(grad, tuple(-n for n in self.before)) if self.before else grad
+
+    def light(self) -> Affine:
+        return self if self.like is None or is_symbolic(self.like) else replace(self, like=None)
 
     def spread(self, s: Tensor) -> Tensor:
         outputs = s.shape[1] // self.groups

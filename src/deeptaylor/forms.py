@@ -81,7 +81,8 @@ def _convolution(arguments: dict[str, Any], data: str) -> Affine:
         output_padding=per_axis(arguments.get("output_padding", 0), axes),
         groups=arguments["groups"],
         before=before,
-        like=x if is_symbolic(x) and not before else None,  # in a program, memory without values is filled with zeros
+        # in a program, memory without values is filled with zeros; elsewhere it is one more map that nobody reads
+        like=x if not before and (is_symbolic(x) or x.is_contiguous()) else None,
     )
 
 

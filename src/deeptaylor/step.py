@@ -223,5 +223,5 @@ def lightened(step: Step, sources: Sequence[Step | None], passes: bool) -> Step:
         source.made if source is not None and isinstance(source.made, Later) else x
         for source, x in zip(sources, step.taken, strict=True)
     )
-    bare = replace(step, taken=taken, made=None)
+    bare = replace(step, taken=taken, made=None, affine=step.affine and step.affine.light())
     return replace(bare, made=Later(bare))
