@@ -179,6 +179,10 @@ FOUND = {
     "both results of max": (one("max and where", (4, 6)), "deep-taylor"),
     "weights of the best experts": (one("routed", (6,)), "epsilon"),
     "pooled, and back to where it was": (one("unpooled", (2, 4, 4)), "epsilon"),
+    "unpooled beside a complex turn": (
+        Recipe(((4, 5),), (Step("unpooled", (0,)), Step("complex turn", (1,))), ids=True, seed=5),
+        "epsilon",
+    ),
     "values written into a slice": (one("set slice", (4, 6)), "epsilon"),
     "a slice added to": (one("add to slice_", (4, 6)), "epsilon"),
     "a number written into a slice": (one("set number", (4, 6)), "epsilon"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal, get_args
 
 import torch
@@ -150,6 +151,12 @@ def _put(arguments: Arguments) -> Tensor:
     return aten.index_put.default(zeros, arguments["indices"], zeros.new_ones(()), True)  # its method takes no None
 
 
+def _unpooled(arguments: Arguments) -> Tensor:
+    index = arguments["indices"].flatten(-len(arguments["output_size"]))
+    places = index.new_zeros((*index.shape[:-1], prod(arguments["output_size"])))
+    return places.scatter_add(-1, index, torch.ones_like(index))
+
+
 SCALE = Op("sum", coefficients="single")
 SHIFT = Op("sum", coefficients="single", offset=True)
 HINGE = Op("activation", at_zero=True)
@@ -231,6 +238,14 @@ declare(
     offset=True,
 )  # fmt: skip
 declare("rearrange", aten.scatter.src, offset=True, written=_scattered)
+declare(
+    "rearrange",
+    aten.max_unpool2d.default,
+    aten.max_unpool3d.default,
+    offset=True,
+    nonnegative="keep",
+    written=_unpooled,
+)
 declare(
     "rearrange",
     aten.maximum.default, aten.minimum.default, aten.max.other, aten.min.other, aten.fmax.default, aten.fmin.default,
