@@ -309,3 +309,13 @@ def test_rules_by_sign_refuse_complex_weights(rule: dt.rules.Rule) -> None:
     with pytest.raises(dt.errors.CompositeError, match=r"complex values have none.*torch.fft.fft\(x\) @ weight"):
         dt.explain(model, torch.randn(2, 8), composite=rule)
     assert dt.explain(model, torch.randn(2, 8), composite=dt.rules.Epsilon()).relevance.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "lines", ["epsilon", [dt.rules.ZPlus()], [("affine", dt.rules.ZPlus())], [(dt.composites.first(), "z+")]]
+)
+def test_lines_of_a_composite_are_pairs_of_match_and_rule(lines: object) -> None:
+    with pytest.raises(
+        dt.errors.CompositeError, match=r"line 1 of composite 'custom' is .*write a list of \(match, rule\)"
+    ):
+        dt.Composite(lines)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from torch.nn import functional as F
 import deeptaylor as dt
 from deeptaylor import rows
 from deeptaylor.narrow import rows_wanted
+from deeptaylor.rules import Redistribution, Relevance
+from deeptaylor.step import Step
 
 WIDTH = 12
 aten = torch.ops.aten
@@ -102,6 +105,39 @@ def test_a_decoder_computes_its_last_row_only() -> None:
     layers, keys_and_values = 96 * 96 * 2 + 3 * 96 * 288, 96 * 96
     rows_read = (keys_and_values * 16 + layers) / ((keys_and_values + layers) * 16)
     assert ours.multiplications < 1.1 * rows_read * gradient.multiplications
+
+
+@dataclass(frozen=True)
+class Across(dt.rules.Rule):
+    """An author's rule that looks at all places: x over their mean size."""
+
+    roles: ClassVar[tuple[str, ...]] = ("activation",)
+
+    def as_function(self, step: Step) -> Callable[..., Any]:
+        return lambda x: step.function(x).detach() * x / (1 + x.detach().abs().mean(1, keepdim=True))
+
+    def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
+        c = relevance.over(step.z, step.z, 0.0)
+        return Redistribution((Relevance(step.vjp(c, self.as_function(step))[0], product=True),))
+
+
+def test_a_rule_of_ones_own_sees_all_rows() -> None:
+    torch.manual_seed(0)
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).tanh())[:, 0]
+
+    x = torch.randn(2, 5, 6)
+    lines = [(dt.composites.role("activation"), Across()), (dt.composites.role("affine"), dt.rules.LRPZero())]
+    explainer = dt.Explainer(Tokens().eval(), x, composite=dt.Composite(lines))
+    assert rows_wanted(explainer.plan, shapes(explainer)).reads  # the second layer's
+    passed, stepped = explainer(x, target=0), explainer(x, target=0, inner=[explainer.plan.rows[0].name])
+    torch.testing.assert_close(passed.relevance, stepped.relevance, rtol=1e-10, atol=1e-14)
 
 
 def test_ledgers_and_inner_relevance_have_all_rows() -> None:

@@ -131,6 +131,15 @@ class Composite:
     """What gives the relevance in place of the rules: called with explainer, call, target, the rules' own attribution,
     bounds, and whether a ledger is wanted."""
 
+    def __post_init__(self) -> None:
+        for number, line in enumerate(self.lines, 1):
+            pair = line if isinstance(line, tuple | list) else ()
+            if len(pair) != 2 or not callable(pair[0]) or not isinstance(pair[1], Rule):
+                raise CompositeError(
+                    f"line {number} of composite {self.name!r} is {line!r}; write a list of (match, rule), for example "
+                    "dt.Composite([(dt.composites.role('affine'), dt.rules.ZPlus())])"
+                )
+
     def rule_for(self, place: Place) -> Rule:
         """The rule of the first line that matches.
 

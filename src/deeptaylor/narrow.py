@@ -19,6 +19,7 @@ from .graph import Graph, Node, Ref, is_getitem
 from .ops import OPS
 from .plan import Assignment, Plan
 from .rows import Reads, Rows, Shape, argument_names, as_given, reads_for, repeats, rows_given, take_rows
+from .rules import Rule
 from .rules.rearrange import Move
 
 aten = torch.ops.aten
@@ -59,6 +60,7 @@ def rows_wanted(plan: Plan, shapes: Mapping[str, Shape]) -> Wanted:
     """From the output back: which rows of every value are read."""
     wanted = Wanted()
     whole = {*plan.fixed, *(name for source in plan.sources for name in source.nodes)}
+    whole |= {name for name, assignment in plan.assignments.items() if not _by_rows(assignment.rule)}
     givers: dict[str, tuple[str, Rows]] = {}
     for node in reversed(plan.graph.nodes):
         rows = None if node.name == plan.graph.output.name or node.name in whole else wanted.rows.get(node.name)
@@ -77,6 +79,11 @@ def rows_wanted(plan: Plan, shapes: Mapping[str, Shape]) -> Wanted:
             wanted.want(given[1].index, None)
     wanted.given = {name: value for name, (value, _) in givers.items() if value in wanted.reads}
     return wanted
+
+
+def _by_rows(rule: Rule) -> bool:
+    """Whether a rule is known to treat every row by itself: an author's own function may look at all of them."""
+    return type(rule).as_function.__module__.partition(".")[0] == __package__
 
 
 def _by_argument(node: Node) -> list[tuple[str, list[str]]]:
