@@ -158,7 +158,8 @@ def check_inputs(model: Model, call: Call, explained: Sequence[str]) -> None:
                 f"input {name!r} has shape {shape}, while {explained[0]!r} holds {batch} samples; give every sample "
                 f"its own, or leave it out: explain={tuple(n for n in explained if n != name)}"
             )
-    parameter = next((p for p in _parameters(model) if p.is_floating_point()), None)
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    parameter = next((p for p in parameters if p.is_floating_point()), None)
     for name, tensor in call.tensors.items():
         if parameter is not None and tensor.device != parameter.device:
             raise InputError(
@@ -184,7 +185,3 @@ def check_inputs(model: Model, call: Call, explained: Sequence[str]) -> None:
             raise InputError(
                 f"input {name!r} holds {bad}, first at index {where}; clean it, for example torch.nan_to_num(x)"
             )
-
-
-def _parameters(model: Model) -> list[Tensor]:
-    return list(model.parameters()) if isinstance(model, nn.Module) else []

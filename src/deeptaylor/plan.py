@@ -18,7 +18,7 @@ from .rules import Rule, Secant
 from .rules.base import habits_of
 from .rules.product_form import gives_c
 from .sources import Source, find_sources
-from .step import NO_FACTORS, Cache, Factors, Step
+from .step import HALF, NO_FACTORS, Cache, Factors, Step
 
 
 @dataclass(frozen=True)
@@ -227,13 +227,13 @@ _SMALL = 4 * _ROW
 def _checksum(values: Tensor) -> Tensor:
     """A sum weighted by position, so that values that swap places change it; one reading of the tensor."""
     flat = values.reshape(-1)
-    rows = flat.numel() // _ROW
-    whole, rest = flat[: rows * _ROW].view(rows, _ROW), flat[rows * _ROW :]
-    total = (rest * _weights(rest.numel(), 0.618034, flat.device, flat.dtype)).sum()
-    if not rows:
-        return total
-    sums = whole @ _weights(_ROW, 0.618034, flat.device, flat.dtype)
-    return total + (sums * _weights(rows, 0.754877, flat.device, flat.dtype)).sum()
+    flat = flat.float() if flat.dtype in HALF else flat  # a sum with 8 bits would not see a small change
+    rows, over = divmod(flat.numel(), _ROW)
+    if over or not rows:
+        rest = (flat[rows * _ROW :] * _weights(over, 0.618034, flat.device, flat.dtype)).sum()
+        return rest + _checksum(flat[: rows * _ROW]) if rows else rest
+    sums = flat.view(rows, _ROW) @ _weights(_ROW, 0.618034, flat.device, flat.dtype)
+    return (sums * _weights(rows, 0.754877, flat.device, flat.dtype)).sum()
 
 
 def _weights(count: int, step: float, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -164,7 +164,8 @@ class Step:
         """Jᵀ·cotangent for every x (or those in `only`), J the Jacobian at x of the operation or of `function`."""
         recorded = self.recorded(function)
         cotangents = (cotangent,) if isinstance(cotangent, Tensor) else cotangent
-        pairs = [(o, c) for o, c in zip(recorded.outputs, cotangents, strict=False) if None not in (o, c)]
+        given = zip(recorded.outputs, cotangents, strict=False)
+        pairs = [(o, c) for o, c in given if o is not None and c is not None]
         chosen = range(len(self.taken)) if only is None else only
         grads: Sequence[Tensor | None] = [None] * len(chosen)
         if pairs:

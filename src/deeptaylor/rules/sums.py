@@ -53,7 +53,7 @@ class Proportional(Rule):
             absorbed["stabilizer"] = lambda: relevance.beyond(s, z, step.z)
         if self.bias == "absorb" and offset is not None:
             absorbed["constant"] = lambda: taken(s, offset)
-        return Redistribution(tuple(Relevance(g, product=True) for g in step.vjp(s)), absorbed)
+        return Redistribution(tuple(Relevance(g, product=True) for g in _handed(step, s)), absorbed)
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,14 @@ class PositiveProportional(Rule):
         s = torch.where(negative, 0, total) / torch.where(own == 0, 1, own)
         messages = tuple(Relevance(g * x) for g, x in zip(step.vjp(s), step.xs, strict=True))
         return Redistribution(messages, {"constant": lambda: total - s * own})
+
+
+def _handed(step: Step, s: Tensor) -> tuple[Tensor, ...]:
+    """Jᵀ·s: s itself to both, where tensors of its shape are added, which autograd would add once more to find out."""
+    plain = step.node.op is torch.ops.aten.add.Tensor and len(step.taken) == 2 and not step.node.kwargs
+    if plain and all(isinstance(x, Tensor) and x.shape == s.shape and x.dtype == s.dtype for x in step.taken):
+        return s, s
+    return step.vjp(s)
 
 
 def _negated(step: Step) -> bool:
