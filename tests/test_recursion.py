@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -223,29 +224,30 @@ def test_relevance_models_say_what_they_need():
 
 
 def test_products_of_non_negative_matrices_converge_and_gaussian_ones_do_not():
-    generator = torch.Generator().manual_seed(0)
-    apart = {
-        name: rank_one.apartness(*rank_one.CHAINS[name], generator) for name in ("Gaussian", "|Gaussian|", "α2 β1")
-    }
-    assert [apart["Gaussian"][n - 1] for n in rank_one.AFTER[:5]] == pytest.approx(
-        list(rank_one.EXPECTED["Gaussian"][:5]), rel=0.02
-    )
-    assert apart["|Gaussian|"][7] < 1e-12
-    assert apart["α2 β1"][7] < 1e-5
+    """The figures of a separate program, to the three digits in which they are given, or 10 % below a thousandth."""
+    generator = np.random.default_rng(0)
+    for chain in rank_one.CHAINS:
+        runs = torch.tensor([rank_one.apartness(chain, generator) for _ in range(rank_one.RUNS)])
+        found = rank_one.at(runs.median(0).values)
+        for value, expected in zip(found, chain.expected, strict=False):
+            assert value == pytest.approx(
+                expected, rel=0.1 if expected < 0.01 else 0, abs=0.00051 if expected else 1e-12
+            )
 
 
 @pytest.mark.parametrize("name", sorted(rank_one.CLOSED))
 def test_chains_of_matrices_begin_at_their_closed_form(name: str):
-    matrix, _ = rank_one.CHAINS[name]
+    chain = next(chain for chain in rank_one.CHAINS if chain.name == name)
     generator = torch.Generator().manual_seed(1)
-    vectors = torch.randn(2000, 512, generator=generator, dtype=torch.float64) @ matrix((512, 512), generator)
+    starts, weights = (torch.randn(n, 512, generator=generator, dtype=torch.float64) for n in (2000, 512))
+    vectors = starts @ chain.matrix(weights)
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
     apart = 1 - float((vectors[:1000] @ vectors[1000:].T).abs().mean())
     assert apart == pytest.approx(rank_one.CLOSED[name], abs=0.02)  # 1,000 by 1,000 vectors, 512 wide
 
 
 def test_a_reproduction_writes_table_and_figure(tmp_path):
-    found = rank_one.reproduce(lambda share, what: None, runs=1)
+    found = rank_one.reproduce(lambda share, what: None, runs=1, further=2)
     assert [path.name for path in found.write(tmp_path)] == ["rank-one.md", "rank-one.json", "rank-one.png"]
     assert "| α2 β1 " in (tmp_path / "rank-one.md").read_text()
     with pytest.raises(dt.errors.InputError, match=", ".join(NAMES)):
