@@ -11,7 +11,7 @@ from torch import Tensor
 from ..ops import Role
 from ..step import Cache, Function, Step
 from ..symbolic import is_symbolic
-from .base import Habits, Redistribution, Relevance, Rule, where_positive
+from .base import Habits, Redistribution, Relevance, Rule, product_into, where_positive
 from .gradient import Gradient
 
 
@@ -41,8 +41,10 @@ class Secant(Rule):
         if step.node.short == "relu" and relevance.product:
             return Redistribution((replace(relevance, tensor=where_positive(relevance.tensor, step.z, relevance.own)),))
         if not step.op.at_zero:
-            passed = slope_of(step, step.x, step.z) * relevance.tensor if relevance.product else relevance.tensor
-            return Redistribution((Relevance(passed, relevance.product),))
+            if not relevance.product:
+                return Redistribution((relevance,))
+            passed = product_into(slope_of(step, step.x, step.z), relevance.tensor)
+            return Redistribution((Relevance(passed, product=True, own=True),))
         zero = _at_zero(step)
         if not relevance.product:
             share = Relevance(zero).over(step.z, step.z, 0.0) * relevance.tensor

@@ -217,7 +217,7 @@ def _positive_sum(step: Step) -> Tensor:
         size, bias = forward_of(step, Part(ABSOLUTE, SIZE)), affine_of(step).bias
         z = cast(Tensor, size + step.z)
         z = product_into(z if bias is None else sum_into(z, bias, -1.0), 0.5)
-        return _one_by_one(step, z, z < CANCELS * size, positive=True)
+        return _one_by_one(step, z, z < product_into(size, CANCELS), positive=True)
 
     return cast(Tensor, step.memo.get("z⁺", made))
 

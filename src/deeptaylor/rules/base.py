@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -131,6 +132,18 @@ def where_positive(values: Tensor, z: Tensor, own: bool = False) -> Tensor:
         return written
     found: Tensor = aten.threshold_backward(values, z, 0)
     return found
+
+
+def where_negative(own: Tensor, x: Tensor) -> Tensor:
+    """The values where x < 0, else 0, in the place of `own`, which nobody else reads."""
+    if is_symbolic(x):  # a program's formats know this one
+        return where_positive(own, -x)
+    bounds = -math.inf, 0  # masks by comparisons branch at every element; derivatives of clamps do not
+    if not may_write(own):
+        found: Tensor = aten.hardtanh_backward(own, x, *bounds)
+        return found
+    written: Tensor = aten.hardtanh_backward.grad_input(own, x, *bounds, grad_input=own)
+    return written
 
 
 def taken(c: Tensor, value: Tensor) -> Tensor:

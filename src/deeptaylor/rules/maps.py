@@ -8,20 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .base import product_into, where_negative, where_positive
+
 
 @dataclass(frozen=True)
 class InputMap:
-    """a(x), and a(x)/x where that is defined: then a message is x times something (product form)."""
+    """a(x), and a(x)/x times a message where that is defined: then the message is x times something (product form)."""
 
     name: str
     of: Callable[[Tensor], Tensor]
     of_one: float
     """a(1): how the map treats a bias, a neuron of activation 1."""
-    per: Callable[[Tensor], Tensor | None] | None = None
-
-    def ratio(self, x: Tensor) -> Tensor | None:
-        """a(x)/x; None stands for 1."""
-        return self.per(x) if self.per is not None else None
+    per: Callable[[Tensor, Tensor], Tensor] | None = None
+    """(c, x) ↦ a(x)/x · c, in the place of c, which nobody else reads."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,10 @@ class WeightMap:
     of: Callable[[Tensor], Tensor]
 
 
-IDENTITY = InputMap("x", lambda x: x, 1.0, lambda x: None)
-POSITIVE = InputMap("x⁺", lambda x: x.clamp(min=0), 1.0, lambda x: (x > 0).to(x.dtype))
-NEGATIVE = InputMap("x⁻", lambda x: x.clamp(max=0), 0.0, lambda x: (x < 0).to(x.dtype))
-ABSOLUTE = InputMap("|x|", torch.abs, 1.0, torch.sign)
+IDENTITY = InputMap("x", lambda x: x, 1.0, lambda c, x: c)
+POSITIVE = InputMap("x⁺", lambda x: x.clamp(min=0), 1.0, lambda c, x: where_positive(c, x, own=True))
+NEGATIVE = InputMap("x⁻", lambda x: x.clamp(max=0), 0.0, where_negative)
+ABSOLUTE = InputMap("|x|", torch.abs, 1.0, lambda c, x: product_into(c, torch.sign(x)))
 ONE = InputMap("1", torch.ones_like, 1.0)
 
 SAME = WeightMap("w", lambda w: w)

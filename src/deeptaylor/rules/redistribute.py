@@ -12,7 +12,7 @@ A `Part` is one pair of input map a_k and weight map b_k. Bias policies:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..affine import Affine
 from ..errors import CompositeError
 from ..step import Step
 from .base import Bias, Redistribution, Relevance, divided, is_zero, kept_share, product_into, sum_into
-from .maps import IDENTITY, ONE, ONES, SAME, InputMap, WeightMap
+from .maps import ONE, ONES, SAME, InputMap, WeightMap
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ def redistribute(
 
     product = all(part.inputs.per is not None for part in parts)
     spread = any(part.weights is ONES for part in parts)
-    messages = [_message(step, part, s, product) for part in parts]
-    message = Relevance(total_of(messages) if spread else _own_total(messages), product, own=not spread)
+    message = Relevance(_message(step, parts, s, product), product, own=not spread)
     if bias == "distribute" and affine.bias is not None:
         count = affine.count()
         dealt = s * _bias(step, parts, bias) * (count > 0) / count.clamp(min=1)
@@ -165,26 +164,28 @@ def weight_of(step: Step, weights: WeightMap) -> Tensor:
     return weight if weights is SAME else step.cache.get(("weight", weights.name), lambda: weights.of(weight))
 
 
-def _message(step: Step, part: Part, s: Tensor, product: bool) -> Tensor:
-    """a(x_i) Σ_j b(w_ij) s_j with the part's factor; without the factor x_i in product form."""
-    affine, factor = affine_of(step), 1.0
-    if isinstance(part.scale, Tensor):
-        s = part.scale * s
-    else:
-        factor = part.scale
-    if part.weights is ONES:
-        message = _scaled(factor, affine.spread(s))
-    else:
-        message = product_into(affine.transpose(s, weight_of(step, part.weights)), factor)
-    return _times(part.inputs, step, message) if product else part.inputs.of(step.x) * message
-
-
-def _own_total(messages: Sequence[Tensor]) -> Tensor:
-    """The sum, in the place of the first."""
+def _message(step: Step, parts: Sequence[Part], s: Tensor, product: bool) -> Tensor:
+    """Σ_k a_k(x_i) Σ_j b_k(w_ij) s_j with the parts' factors; without the factor x_i in product form."""
+    messages = []
+    for part in parts:
+        sent = _sent(step, part, s)
+        messages.append(part.inputs.per(sent, step.x) if product and part.inputs.per else part.inputs.of(step.x) * sent)
+    if any(part.weights is ONES for part in parts):  # one number, expanded: nothing to write into
+        return total_of(messages)
     total = messages[0]
     for message in messages[1:]:
         total = sum_into(total, message)
     return total
+
+
+def _sent(step: Step, part: Part, s: Tensor) -> Tensor:
+    """Σ_j b(w_ij) s_j with the part's factor."""
+    affine = affine_of(step)
+    if isinstance(part.scale, Tensor):
+        return _sent(step, replace(part, scale=1.0), part.scale * s)
+    if part.weights is ONES:
+        return _scaled(part.scale, affine.spread(s))
+    return product_into(affine.transpose(s, weight_of(step, part.weights)), part.scale)
 
 
 def _bias(step: Step, parts: Sequence[Part], bias: Bias) -> Tensor | float:
@@ -197,12 +198,6 @@ def _bias(step: Step, parts: Sequence[Part], bias: Bias) -> Tensor | float:
 
 def _scaled(scale: Tensor | float, tensor: Tensor) -> Tensor:
     return tensor if isinstance(scale, float) and scale == 1 else scale * tensor
-
-
-def _times(inputs: InputMap, step: Step, tensor: Tensor) -> Tensor:
-    """a(x)/x times `tensor`, without a look at x where a(x) is x."""
-    ratio = None if inputs is IDENTITY else inputs.ratio(step.x)
-    return tensor if ratio is None else ratio * tensor
 
 
 def total_of(tensors: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ops import Role
 from ..step import Function, Step
-from .base import Cause, Habits, Redistribution, Relevance, Rule, taken
+from .base import Cause, Habits, Redistribution, Relevance, Rule, taken, where_positive
 from .pooling import share_by
 
 
@@ -79,7 +79,8 @@ class PositiveProportional(Rule):
             return Proportional()(step, relevance)
         z = step.memo.get("z⁺", lambda: step.function(*(x.clamp(min=0) for x in step.xs)))
         s = relevance.over(z, step.z, 0.0)
-        messages = tuple(Relevance(g * (x > 0), product=True) for g, x in zip(step.vjp(s), step.xs, strict=True))
+        parts = zip(step.vjp(s), step.xs, strict=True)
+        messages = tuple(Relevance(where_positive(g, x), product=True) for g, x in parts)
         return Redistribution(messages, {"rule": lambda: relevance.booked(step.z) - s.double() * z.double()})
 
     def _one_to_one(self, step: Step, relevance: Relevance) -> Redistribution:
