@@ -62,7 +62,8 @@ class Relevance:
             return self.tensor if is_zero(epsilon) else self.times(kept_share(z, epsilon))
         if z.is_complex():
             return self.total(value) * z / z.abs().square().masked_fill(z == 0, float("inf"))
-        return divided(self.total(value), z, epsilon)
+        total = self.total(value)
+        return divided(total, z, epsilon, own=self.own and total is self.tensor and may_write(total, z))
 
     def beyond(self, s: Tensor, z: Tensor, value: Tensor) -> Tensor:
         """R − s·z: what a rule with denominator z does not hand on; exactly 0 where s is the relevance itself."""
@@ -111,13 +112,17 @@ def kept_share(z: Tensor, epsilon: Tensor | float) -> Tensor:
     return size.div_(size + epsilon) if may_write(size) else size / (size + epsilon)
 
 
-def divided(share: Tensor, z: Tensor, epsilon: Tensor | float, nonnegative: bool = False) -> Tensor:
-    """share / (z + epsilon·sign(z)); without epsilon 0 where z is 0. `nonnegative` says that z is ≥ 0."""
+def divided(share: Tensor, z: Tensor, epsilon: Tensor | float, nonnegative: bool = False, own: bool = False) -> Tensor:
+    """share / (z + epsilon·sign(z)); without epsilon 0 where z is 0. `nonnegative` says that z is ≥ 0.
+
+    `own` says that nothing else reads `share` and no derivative is asked for, so that the result may take its place.
+    """
     if not is_zero(epsilon):
-        return share / (z + epsilon if nonnegative else stabilize(z, epsilon))
+        z = z + epsilon if nonnegative else stabilize(z, epsilon)
+        return share.div_(z) if own else share / z
     if share.requires_grad or z.requires_grad or is_symbolic(z):  # 0/0, masked afterwards, has no derivative
         return share / z.masked_fill(z == 0, float("inf"))
-    ratio = share / z
+    ratio = share.div_(z) if own else share / z
     if nonnegative:
         return where_positive(ratio, z, own=True)
     if z.device.type == "cpu" and int(z.count_nonzero()) == z.numel():  # to count is cheap, to mask is not

@@ -169,7 +169,12 @@ def _message(step: Step, parts: Sequence[Part], s: Tensor, product: bool) -> Ten
     messages = []
     for part in parts:
         sent = _sent(step, part, s)
-        messages.append(part.inputs.per(sent, step.x) if product and part.inputs.per else part.inputs.of(step.x) * sent)
+        per = part.inputs.per if product else None
+        if per is not None:
+            sent = per(sent, step.x)
+        elif part.inputs is not ONE or sent.shape != step.x.shape:
+            sent = part.inputs.of(step.x) * sent
+        messages.append(sent)
     if any(part.weights is ONES for part in parts):  # one number, expanded: nothing to write into
         return total_of(messages)
     total = messages[0]
