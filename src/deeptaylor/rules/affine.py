@@ -195,8 +195,8 @@ class ZPlus(_ByConvention):
         return Rule.__str__(self)
 
 
-CANCELS = 1 / 8
-"""Positive contributions below this share of all lose digits in the difference; they are summed one by one."""
+CANCELS = 1 / 32
+"""Contributions of one sign below this share of all lose more than a digit in the difference: summed one by one."""
 ONE_BY_ONE = 8
 """Up to so many products per unit of the layer are made one by one; beyond it, two operations for all are cheaper."""
 
@@ -240,14 +240,24 @@ def _one_by_one(step: Step, z: Tensor, uncertain: Tensor, positive: bool) -> Ten
     """z, but at uncertain units the sum of the contributions of one sign themselves."""
     if step.rectified:  # elsewhere no relevance arrives
         uncertain &= step.z > 0
-    units = uncertain.nonzero(as_tuple=True)
+    units = _places(uncertain)
     affine, few = affine_of(step), units[0].numel()
-    if few and few * max(128, int(affine.count().max())) > ONE_BY_ONE * z.numel():
-        return total_of([forward_of(step, part) for part in _sides(step)[0 if positive else 1]])
     if not few:
         return z
+    if few * max(128, int(affine.count().max())) > ONE_BY_ONE * z.numel():
+        return total_of([forward_of(step, part) for part in _sides(step)[0 if positive else 1]])
     terms = affine.terms(step.x, units)
     return z.index_put(units, (terms.clamp(min=0) if positive else terms.clamp(max=0)).sum(-1))
+
+
+def _places(mask: Tensor) -> tuple[Tensor, ...]:
+    """The indices where a mask that is mostly False holds, eight of its elements looked at together."""
+    flat = mask.flatten()
+    if flat.numel() % 8:
+        return mask.nonzero(as_tuple=True)
+    words = flat.view(torch.int64).nonzero()[:, 0]
+    word, byte = flat.view(-1, 8)[words].nonzero(as_tuple=True)
+    return torch.unravel_index(words[word] * 8 + byte, mask.shape)
 
 
 @dataclass(frozen=True)
@@ -306,7 +316,7 @@ class AlphaBeta(SignRule):
         plus, minus = _sides(step)
         taken = denominator_of(step, minus, bias, lambda: _negative_sum(step))
         given = denominator_of(step, plus, bias, lambda: _positive_sum(step))
-        if not is_symbolic(taken) and all(int(z.count_nonzero()) == z.numel() for z in (taken, given)):
+        if not is_symbolic(taken) and taken.numel() and float(taken.amax()) < 0 < float(given.amin()):
             return self.alpha, self.beta
         empty = (taken == 0) | (given == 0)
         alpha, beta = (torch.where(empty, at_empty, full) for at_empty, full in ((1.0, self.alpha), (0.0, self.beta)))

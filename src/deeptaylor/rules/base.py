@@ -125,8 +125,8 @@ def divided(share: Tensor, z: Tensor, epsilon: Tensor | float, nonnegative: bool
     ratio = share.div_(z) if own else share / z
     if nonnegative:
         return where_positive(ratio, z, own=True)
-    if z.device.type == "cpu" and int(z.count_nonzero()) == z.numel():  # to count is cheap, to mask is not
-        return ratio
+    if z.device.type == "cpu" and math.isfinite(float(ratio.sum())):  # a sum, which a division by 0 would show in,
+        return ratio  # costs a fifth of a mask
     return ratio.masked_fill_(z == 0, 0.0)
 
 
