@@ -131,3 +131,25 @@ def test_exports_that_make_no_sense_are_refused_before_any_work(tmp_path):
             tmp_path / "a.pt2"
         )
     assert not list(tmp_path.iterdir())
+
+
+class Turned(nn.Module):
+    """A layer whose input is turned round, as torchvision's attention does with its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inner(x.transpose(0, 1)).relu().transpose(0, 1).sum(1))
+
+
+@pytest.mark.parametrize("composite", ["epsilon", "attn-lrp"])
+def test_a_program_makes_no_copies_of_a_weight(tmp_path, composite):
+    torch.manual_seed(0)
+    model, x = Turned().eval(), torch.randn(3, 5, 6)
+    explainer = dt.Explainer(model, x, composite=composite)
+    program = torch.export.load(explainer.export(tmp_path / "explain.pt2"))
+    assert not [node.name for node in program.graph.nodes if "bmm" in node.name]  # a weight per token
+    found = program.module()(x, torch.full((3,), -1))
+    torch.testing.assert_close(found["relevance"], explainer(x).relevance)

@@ -123,7 +123,7 @@ def _step(
     refuse_overwriting(node, op, args, kwargs)
     value: Any = leaves[assignment.leaves[0]] if rectified else None
     if value is None and (half or op.role == "affine"):
-        value = node.op(*args, **kwargs)
+        value = operation_of(node)(*args, **kwargs)
         value = value.relu_() if rectify else value
     leaves = [widened(leaf) for leaf in leaves]  # relevance is carried in float32 at least
 
@@ -198,8 +198,24 @@ def _forget(leaves: list[Any], assignment: Assignment) -> None:
 
 def operation_of(node: Node) -> Callable[..., Any]:
     """The node's operation; those that give their argument as it is need no copy, as the graph writes nowhere."""
+    if node.op is torch.ops.aten.linear.default:
+        return _linear
     copies = node.op is torch.ops.aten.detach.default or (node.op is torch.ops.aten.clone.default and not node.kwargs)
     return torch.ops.aten.alias.default if copies else node.op
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`aten.linear`; in a program of rows where axes are turned: it would become one copy of the weight per row."""
+    if x.dim() < 3 or not is_symbolic(x) or x.is_contiguous():
+        made: Tensor = torch.ops.aten.linear.default(x, weight, bias)
+        return made
+    made = torch.ops.aten.linear.default(_laid_out(x).flatten(0, -2), weight, bias)
+    return _laid_out(made.unflatten(0, x.shape[:-1]))
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """A copy whose layout in memory depends on no size."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def filled(operation: Callable[..., Any], node: Node, leaves: list[Any], where: Sequence[int]) -> Callable[..., Any]:
