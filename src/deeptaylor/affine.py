@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import columns
 from .symbolic import is_symbolic
 
 aten = torch.ops.aten
@@ -186,6 +187,10 @@ class Convolution(Affine):
         return aten.convolution.default(x, weight, None, *self._settings())
 
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
+        if not self.transposed and columns.pays(s, weight, self.padding, self.groups):
+            size = self._padded()[2:]
+            grad = columns.transpose(s, weight, size, self.stride, self.padding, self.dilation)
+            return F.pad(grad, tuple(-n for n in self.before)) if self.before else grad
         # convolution_backward reads of the input only its shape, but copies what is not contiguous
         like = self.like
         if like is None or not (is_symbolic(s) or (len(like) == len(s) and like.dtype == s.dtype)):
@@ -248,8 +253,10 @@ class Convolution(Affine):
         return tuple(self.weight.shape[2:])
 
     def _padded(self) -> tuple[int, ...]:
+        if not self.before:
+            return self.shape
         extra = [self.before[2 * i] + self.before[2 * i + 1] for i in range(len(self.before) // 2)][::-1]
-        return tuple(n + e for n, e in zip(self.shape, [0, 0, *(extra or [0] * (len(self.shape) - 2))], strict=True))
+        return tuple(n + e for n, e in zip(self.shape, [0, 0, *extra], strict=True))
 
     def _settings(self) -> tuple[Sequence[int], Sequence[int], Sequence[int], bool, Sequence[int], int]:
         return self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups

@@ -93,7 +93,7 @@ def _plain(plan: Plan, env: dict[str, Any], part: range, origins: set[str], held
     for i in part:
         node = plan.graph.nodes[i]
         if node.name not in fixed:
-            args, kwargs = node.filled(as_wide(node.values(env)))
+            args, kwargs = node.filled(as_wide(node, node.values(env)))
             env[node.name] = node.op(*args, **kwargs)
             if node.name in origins:
                 held[node.name] = widened(env[node.name])

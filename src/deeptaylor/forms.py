@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,9 +22,15 @@ def arguments_of(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dic
     """An operation's arguments by the names in its schema, defaults included."""
     if not isinstance(op, torch._ops.OpOverload):
         return dict(kwargs)
+    names, defaults = _schema(op)
+    return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+
+
+@cache
+def _schema(op: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The names of an operation's arguments, and the defaults of those that have one."""
     schema = op._schema.arguments
-    named = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
-    return named | {argument.name: value for argument, value in zip(schema, args, strict=False)} | dict(kwargs)
+    return tuple(a.name for a in schema), {a.name: a.default_value for a in schema if a.has_default_value()}
 
 
 @dataclass(frozen=True)

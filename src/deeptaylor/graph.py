@@ -44,14 +44,14 @@ class Node:
     source: str = ""
     module: str = ""
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """The operation as one would type it after `torch.ops.`: 'aten.conv2d.default'."""
         return (
             str(self.op) if isinstance(self.op, torch._ops.OpOverload) else getattr(self.op, "__name__", str(self.op))
         )
 
-    @property
+    @cached_property
     def short(self) -> str:
         """The operation's bare name: 'conv2d'."""
         parts = self.kind.split(".")
@@ -60,6 +60,11 @@ class Node:
     def refs(self) -> list[str]:
         """Names of the nodes this one reads, in the order of its arguments, repeats included."""
         return [leaf.name for leaf in self.leaves if isinstance(leaf, Ref)]
+
+    @cached_property
+    def casts(self) -> bool:
+        """Whether a dtype stands among the arguments."""
+        return any(isinstance(leaf, torch.dtype) for leaf in self.leaves)
 
     @cached_property
     def leaves(self) -> tuple[Any, ...]:
@@ -193,6 +198,11 @@ def execute(graph: Graph, inputs: Mapping[str, Any], state: Mapping[str, Tensor]
 def is_getitem(node: Node) -> bool:
     """Whether a node picks one output of an operation that has several."""
     return node.op is operator.getitem
+
+
+def is_plain_sum(node: Node) -> bool:
+    """Whether a node adds two tensors, neither of them scaled."""
+    return node.op is torch.ops.aten.add.Tensor and not node.kwargs
 
 
 def is_continuous(tensor: Tensor) -> bool:

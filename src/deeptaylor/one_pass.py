@@ -71,7 +71,6 @@ class Call:
     """The operation, where the rule is its own derivative."""
     writes: bool
     """Whether it writes to places that its arguments name."""
-    casts: bool
     origin: bool
     """Whether relevance ends at its output."""
     spent: tuple[str, ...]
@@ -84,7 +83,7 @@ class Call:
             values[n] = env[name]
         for n in self.held:
             values[n] = values[n].detach()
-        return as_wide(values) if self.casts else values
+        return as_wide(self.node, values)
 
 
 def calls_of(plan: Plan) -> tuple[Call, ...]:
@@ -99,10 +98,9 @@ def calls_of(plan: Plan) -> tuple[Call, ...]:
         reads = tuple((n, leaf.name) for n, leaf in enumerate(node.leaves) if isinstance(leaf, Ref))
         taken = () if assignment is None else assignment.leaves
         held = () if assignment is None else tuple(n for n, name in reads if name in carrying and n not in taken)
-        casts = any(isinstance(leaf, torch.dtype) for leaf in node.leaves)
         plain = operation_of(node) if node.name in plan.plain else None
         writes = assignment is not None and assignment.place.op.written is not None
-        calls.append(Call(node, assignment, reads, held, plain, writes, casts, node.name in origins, spent))
+        calls.append(Call(node, assignment, reads, held, plain, writes, node.name in origins, spent))
     return tuple(calls)
 
 

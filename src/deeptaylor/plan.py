@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -132,6 +132,11 @@ class Plan:
         )
 
     @cached_property
+    def narrows(self) -> bool:
+        """Whether an operation may make half precision of values that are not."""
+        return any(leaf in HALF for node in self.graph if node.casts for leaf in node.leaves)
+
+    @cached_property
     def unmasked(self) -> frozenset[str]:
         """ReLUs that c passes as it is, since the rule below multiplies it by the ReLU's value."""
         return frozenset(
@@ -177,6 +182,9 @@ class Plan:
     def _relied_on(self) -> set[str]:
         """Parameters and constants that something kept between calls was computed from."""
         used = [name for name, cache in self.caches.items() if cache.held]
+        known = self._held.get("relied on")
+        if known is not None and known[0] == used:
+            return cast(set[str], known[1])
         waiting, found, index = [*self.fixed, *used], set[str](), self.graph.index
         fixed = set(self.fixed)
         while waiting:
@@ -184,7 +192,9 @@ class Plan:
                 if name in index and name in fixed and name not in found:
                     waiting.append(name)
                 found.add(name)
-        return found & {*self.graph.parameters, *self.graph.constants}
+        found &= {*self.graph.parameters, *self.graph.constants}
+        self._held["relied on"] = used, found
+        return found
 
 
 def _bare(assignment: Assignment) -> Step:

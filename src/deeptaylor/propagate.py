@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import CompositeError, DeepTaylorError, InputError, describe
 from .forms import arguments_of
-from .graph import Node, is_getitem
+from .graph import Node, is_getitem, is_plain_sum
 from .ops import Op
 from .plan import Assignment, Plan
 from .rules import Redistribution, Relevance, Rule
@@ -67,12 +67,13 @@ def forward_part(
     steps: dict[str, Step] = {}
     picked: dict[str, Tensor] = {}
     rectified: set[str] = set()
+    narrow = plan.narrows or any(isinstance(value, Tensor) and value.dtype in HALF for value in env.values())
     with torch.no_grad():
         for i in part:
             node = plan.graph.nodes[i]
             if node.name in fixed:
                 continue
-            leaves = as_wide(node.values(env))
+            leaves = as_wide(node, node.values(env))
             assignment = plan.assignments.get(node.name)
             if assignment is None or is_getitem(node):
                 args, kwargs = node.filled(leaves)
@@ -82,7 +83,10 @@ def forward_part(
             else:
                 cache = plan.caches.setdefault(node.name, Cache()) if assignment.steady else Cache()
                 rectifier = "" if full else assignment.rectifier
-                step, env[node.name] = _step(node, assignment, leaves, cache, bool(rectifier), node.name in rectified)
+                half = narrow and any(isinstance(leaf, Tensor) and leaf.dtype in HALF for leaf in leaves)
+                step, env[node.name] = _step(
+                    node, assignment, leaves, cache, half, bool(rectifier), node.name in rectified
+                )
                 rectified.add(rectifier)
                 sources = [steps.get(name) for name in _sources(node, assignment)]
                 steps[node.name] = lightened(step, sources, not full and assignment.rule.as_function(step) is not None)
@@ -94,17 +98,15 @@ def forward_part(
     return Forward(steps, values, output, explained, rectified & plan.unmasked)
 
 
-def as_wide(leaves: list[Any]) -> list[Any]:
+def as_wide(node: Node, leaves: list[Any]) -> list[Any]:
     """Arguments that do not narrow float64: a cast to float32 would leave the ledger open by its rounding."""
-    if any(isinstance(leaf, torch.dtype) for leaf in leaves) and any(
-        isinstance(leaf, Tensor) and leaf.dtype == torch.float64 for leaf in leaves
-    ):
+    if node.casts and any(isinstance(leaf, Tensor) and leaf.dtype == torch.float64 for leaf in leaves):
         return [torch.float64 if isinstance(leaf, torch.dtype) and leaf in NARROW else leaf for leaf in leaves]
     return leaves
 
 
 def _step(
-    node: Node, assignment: Assignment, leaves: list[Any], cache: Cache, rectify: bool = False, rectified: bool = False
+    node: Node, assignment: Assignment, leaves: list[Any], cache: Cache, half: bool, rectify: bool, rectified: bool
 ) -> tuple[Step, Any]:
     """The step of one operation, and the value that it passes on.
 
@@ -113,19 +115,19 @@ def _step(
         assignment: its rule, and what the graph says of it.
         leaves: its arguments, containers taken apart.
         cache: kept between calls.
+        half: whether one of the arguments is in half precision.
         rectify: take the value's positive part right away, for the ReLU that alone reads it.
         rectified: this is that ReLU: the argument is its value already.
     """
     op = assignment.place.op
     further: list[Any] = []
-    half = any(isinstance(leaf, Tensor) and leaf.dtype in HALF for leaf in leaves)
     args, kwargs = node.filled(leaves)
     refuse_overwriting(node, op, args, kwargs)
     value: Any = leaves[assignment.leaves[0]] if rectified else None
     if value is None and (half or op.role == "affine"):
         value = operation_of(node)(*args, **kwargs)
         value = value.relu_() if rectify else value
-    leaves = [widened(leaf) for leaf in leaves]  # relevance is carried in float32 at least
+    leaves = [widened(leaf) for leaf in leaves] if half else list(leaves)  # relevance is carried in float32 at least
 
     def call(operation: Callable[..., Any]) -> Callable[..., Any]:
         whole = filled(operation, node, leaves, assignment.leaves)
@@ -146,13 +148,14 @@ def _step(
     known: dict[str, Any] = {
         "nonnegative": assignment.nonnegative,
         "rectified": assignment.rectified,
+        "clipped": rectify,
         "batch_axis": assignment.batch_axis,
         "factors": assignment.factors,
         "cache": cache,
     }
     if op.form is not None:
-        wide_args, wide_kwargs = node.filled(leaves)
-        affine = op.form.build(arguments_of(node.op, wide_args, wide_kwargs), assignment.data)
+        args, kwargs = node.filled(leaves) if half else (args, kwargs)
+        affine = op.form.build(arguments_of(node.op, args, kwargs), assignment.data)
         z = function(*xs) if half else value
         if half and rectify:
             z = z.relu_()
@@ -161,7 +164,7 @@ def _step(
     memo = Cache()
     if rectified:
         z = xs[0]
-    elif habits_of(assignment.rule).underived and not op.first:
+    elif (habits_of(assignment.rule).underived or is_plain_sum(node)) and not op.first:
         z = function(*xs)
     else:
         recorded, z = record(function, xs)

@@ -74,10 +74,12 @@ def record(function: Function, xs: Sequence[Tensor]) -> tuple[Recorded, Any]:
 class Later:
     """A value that is not kept: the output of a cheap linear operation, made again where somebody asks for it."""
 
-    step: Step
+    function: Function
+    taken: tuple[Tensor | Later, ...]
+    memo: Cache
 
     def now(self) -> Tensor:
-        made: Tensor = self.step.memo.get("again", lambda: self.step.function(*self.step.xs))
+        made: Tensor = self.memo.get("again", lambda: self.function(*map(now, self.taken)))
         return made
 
 
@@ -122,6 +124,8 @@ class Step:
     """Whether every x is known, from the graph alone, to be ≥ 0."""
     rectified: bool = False
     """Whether every reader of z is 0 wherever z ≤ 0."""
+    clipped: bool = False
+    """Whether z is its own positive part."""
     batch_axis: int = 0
     """The axis of x that is the batch, where tracing could tell."""
     factors: Factors = NO_FACTORS
@@ -215,14 +219,14 @@ def lightened(step: Step, sources: Sequence[Step | None], passes: bool) -> Step:
         sources: the steps that made its `xs`, where steps did.
         passes: whether its rule hands on c without a look at values.
     """
-    if any(isinstance(value, Tensor) and value.dtype in HALF for value in (step.made, *step.taken)):
-        return step
     cheap = step.op.role in ("sum", "rearrange") and not step.op.kept and not step.op.first
     if not passes or not isinstance(step.made, Tensor) or not (cheap or step.affine is not None):
+        return step
+    if any(isinstance(value, Tensor) and value.dtype in HALF for value in (step.made, *step.taken)):
         return step
     taken = tuple(
         source.made if source is not None and isinstance(source.made, Later) else x
         for source, x in zip(sources, step.taken, strict=True)
     )
-    bare = replace(step, taken=taken, made=None, affine=step.affine and step.affine.light())
-    return replace(bare, made=Later(bare))
+    affine = step.affine and step.affine.light()
+    return replace(step, taken=taken, made=Later(step.function, taken, step.memo), affine=affine)

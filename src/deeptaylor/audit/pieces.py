@@ -133,7 +133,7 @@ class Pieces:
             own = list(filled)
             for leaf, x in zip(moving, xs, strict=True):
                 own[leaf] = x
-            args, kwargs = node.filled(as_wide(own))
+            args, kwargs = node.filled(as_wide(node, own))
             return node.op(*args, **kwargs)
 
         args, kwargs = node.filled(filled)
@@ -257,6 +257,6 @@ def all_values(graph: Graph, state: Mapping[str, Tensor], inputs: Mapping[str, A
     values |= widened({name: state[qualified] for name, qualified in graph.parameters.items()})
     with torch.no_grad():
         for node in graph:
-            args, kwargs = node.filled(as_wide(node.values(values)))
+            args, kwargs = node.filled(as_wide(node, node.values(values)))
             values[node.name] = node.op(*args, **kwargs)
     return values

@@ -106,10 +106,11 @@ def is_zero(epsilon: Tensor | float) -> bool:
     return not isinstance(epsilon, Tensor) and epsilon == 0
 
 
-def kept_share(z: Tensor, epsilon: Tensor | float) -> Tensor:
-    """|z| / (|z| + epsilon): what a stabilizer leaves."""
-    size = z.abs()
-    return size.div_(size + epsilon) if may_write(size) else size / (size + epsilon)
+def kept_share(z: Tensor, epsilon: Tensor | float, nonnegative: bool = False) -> Tensor:
+    """|z| / (|z| + epsilon): what a stabilizer leaves. `nonnegative` says that z is ≥ 0."""
+    size = z if nonnegative else z.abs()
+    total = size + epsilon
+    return torch.div(size, total, out=total) if may_write(total) and not is_symbolic(total) else size / total
 
 
 def divided(share: Tensor, z: Tensor, epsilon: Tensor | float, nonnegative: bool = False, own: bool = False) -> Tensor:

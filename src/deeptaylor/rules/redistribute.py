@@ -111,7 +111,10 @@ def _share(
 
     def made() -> Tensor:
         z, d = step.z, divisor()
-        share = kept_share(z, epsilon) if d is z and not is_zero(epsilon) else divided(z, d, epsilon, nonnegative)
+        if d is z and not is_zero(epsilon):
+            share = kept_share(z, epsilon, step.clipped)
+        else:
+            share = divided(z, d, epsilon, nonnegative)
         step.memo.forget(d)
         return product_into(share, weight)
 

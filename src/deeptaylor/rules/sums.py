@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..graph import is_plain_sum
 from ..ops import Role
 from ..step import Function, Step
 from .base import Cause, Habits, Redistribution, Relevance, Rule, taken, where_positive
@@ -95,7 +96,7 @@ class PositiveProportional(Rule):
 
 def _handed(step: Step, s: Tensor) -> tuple[Tensor, ...]:
     """Jᵀ·s: s itself to both, where tensors of its shape are added, which autograd would add once more to find out."""
-    plain = step.node.op is torch.ops.aten.add.Tensor and len(step.taken) == 2 and not step.node.kwargs
+    plain = is_plain_sum(step.node) and len(step.taken) == 2
     if plain and all(isinstance(x, Tensor) and x.shape == s.shape and x.dtype == s.dtype for x in step.taken):
         return s, s
     return step.vjp(s)
