@@ -110,3 +110,28 @@ def test_values_made_again_are_those_that_were_seen() -> None:
         plain, booked = explainer(x, inner=["0.o"]), explainer(x, ledger=True, inner=["0.o"])
         assert torch.equal(plain.relevance, booked.relevance)
         assert torch.equal(plain.inner["0.o"], booked.inner["0.o"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "most"),
+    [
+        (dt.rules.Epsilon(), 1.1),
+        (dt.rules.ZPlus(), 1.1),
+        (dt.rules.Flat(), 1.1),
+        (dt.rules.WSquare(), 1.1),
+        (dt.rules.WSquare(convention="zennit"), 1.1),
+        (dt.rules.GeneralizedGamma(), 1.5),
+        (dt.rules.AlphaBeta(), 1.5),
+    ],
+)
+def test_a_chain_of_equal_maps_keeps_one_per_layer(rule: dt.rules.Rule, most: float) -> None:
+    """Also where relevance arrives at activations of 0: w² and flat read no values, so the ReLU's output serves."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for i in range(8):
+        layers += [nn.Conv2d(8 if i else 3, 8, 3, padding=1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 24 * 24, 5)).eval()
+    x = torch.randn(4, 3, 24, 24)
+    explainer = dt.Explainer(model, x, composite=rule)
+    assert beside_gradient(model, explainer, x) <= most
+    torch.testing.assert_close(explainer(x).relevance, explainer(x, ledger=True).relevance)

@@ -353,7 +353,7 @@ def _assign(
             rectified=bool(readers)
             and all(reader.name not in spread and _rectifies(facts.get(reader.name)) for reader in readers),
             rectifier=""
-            if spread & {r.name for r in readers}
+            if spread & {r.name for r in readers} and not habits_of(rule).blind
             else _rectifier(place, rule, readers, name == graph.output.name),
             batch_axis=(graph[fact.sources[0]].batch_dim or 0) if fact.sources[0] in graph.index else 0,
             steady=all(ref in fact.sources or ref in steady for ref in node.refs()),

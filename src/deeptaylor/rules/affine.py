@@ -332,7 +332,7 @@ class WSquare(_ByConvention):
     """
 
     def habits(self) -> Habits:
-        return Habits(local=True, weighs=True, once=True)
+        return Habits(local=True, blind=True, weighs=True, once=True)
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         return redistribute(step, relevance, [Part(ONE, SQUARE)], bias=self.policy(), epsilon=self.stabilizer())
@@ -343,7 +343,7 @@ class Flat(SignRule):
     """Equal shares to all inputs of a unit: R_{i←j} = R_j / n. Direction 1/w. Lapuschkin et al. 2019."""
 
     def habits(self) -> Habits:
-        return Habits(local=True, weighs=True, once=True)
+        return Habits(local=True, blind=True, weighs=True, once=True)
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         return redistribute(step, relevance, [Part(ONE, ONES)])

@@ -181,6 +181,8 @@ class Habits:
     """It hardly asks for the operation's vector-Jacobian product, so that none is recorded beforehand."""
     local: bool = False
     """It reads z only where relevance arrives: before a ReLU, the ReLU's output can stand in for z."""
+    blind: bool = False
+    """It reads neither x nor z, given R: a ReLU's output can stand in for z wherever relevance arrives."""
     weighs: bool = False
     """It multiplies c by z before all else: behind a ReLU, c needs no mask."""
     once: bool = False

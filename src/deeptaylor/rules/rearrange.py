@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ops import Role
 from ..step import Function, Step
-from .base import Redistribution, Relevance, Rule
+from .base import Habits, Redistribution, Relevance, Rule
 
 
 class RearrangeRule(Rule):
@@ -24,11 +24,16 @@ class RearrangeRule(Rule):
 class Move(RearrangeRule):
     """Relevance goes where the value came from; what sits on a constant (padding, a parameter) is booked."""
 
+    def habits(self) -> Habits:
+        return Habits(once=True)
+
     def as_function(self, step: Step) -> Function | None:
         return step.function
 
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
-        messages = tuple(Relevance(g, relevance.product) for g in step.vjp(relevance.tensor))
+        moved = step.vjp(relevance.tensor)
+        own = relevance.own and len(moved) == 1 and moved[0].is_contiguous()  # no place stands for two
+        messages = tuple(Relevance(g, relevance.product, own) for g in moved)
         if not step.op.offset:
             return Redistribution(messages)
         if relevance.product:
