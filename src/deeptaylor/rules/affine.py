@@ -119,7 +119,8 @@ class Gamma(SignRule):
 class GeneralizedGamma(SignRule):
     """Favours contributions of z's own sign: w_ij x_i + γ (w_ij x_i)^{sign z_j}. Andéol et al. 2021; zennit's Gamma.
 
-    By w^± = (w ± |w|)/2 this is (1 + γ/2) w x + (γ/2) sign(z) |w| |x|: two parts, no cancellation in the denominator.
+    By w^± = (w ± |w|)/2 this is (1 + γ/2) w x + (γ/2) sign(z) |w| |x|, or in the same proportions
+    w x + γ/(2 + γ) sign(z) |w| |x|: two parts, no cancellation in the denominator.
     """
 
     gamma: float = 0.25
@@ -132,17 +133,16 @@ class GeneralizedGamma(SignRule):
         if step.nonnegative and step.rectified:  # only z > 0 carries relevance; the bias is boosted too
             boosted, positive = [Part(IDENTITY, BOOST(self.gamma))], self.bias != "ignore"
             return redistribute(step, relevance, boosted, bias=self.bias, nonnegative=positive)
-        sign = step.memo.get("sign", lambda: _with_sign_of(step.z, self.gamma / 2))
-        share = 1 + self.gamma / 2
-        own, size = Part(IDENTITY, SAME, share), Part(_size_of(step), SIZE, sign)
+        sign = step.memo.get("sign", lambda: _with_sign_of(step.z, self.gamma / (2 + self.gamma)))
+        own, size = Part(IDENTITY, SAME), Part(_size_of(step), SIZE, sign)
 
         def denominator() -> Tensor:
             z, bias = forward_of(step, size), affine_of(step).bias
             if bias is None:
-                return sum_into(product_into(z, sign), step.z, share)
+                return sum_into(product_into(z, sign), step.z)
             if self.bias == "ignore":
-                return sum_into(sum_into(product_into(z, sign), step.z, share), bias, -share)
-            return sum_into(product_into(sum_into(z, bias.abs()), sign), step.z, share)
+                return sum_into(sum_into(product_into(z, sign), step.z), bias, -1.0)
+            return sum_into(product_into(sum_into(z, bias.abs()), sign), step.z)
 
         return redistribute(step, relevance, [own, size], bias=self.bias, denominator=denominator, biased=True)
 
