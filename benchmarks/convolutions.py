@@ -48,7 +48,7 @@ def measure(batch: int) -> None:
             12,
         )
         own, matrix = (1e3 * min(taken) for taken in found.values())
-        used = "used" if columns.pays(s, weight, (padding,) * 2, 1) else ""
+        used = "used" if columns.pays(s, weight, (stride,) * 2, (padding,) * 2, 1) else ""
         print(f"batch {batch}  {name:36} own {own:7.2f} ms  matrix {matrix:7.2f} ms  {matrix / own:.2f}  {used}")
 
 

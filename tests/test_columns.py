@@ -24,7 +24,7 @@ def own(
 
 @st.composite
 def convolutions(draw: st.DrawFn) -> tuple[Tensor, Tensor, list[int], list[int], list[int]]:
-    """(x, weight, stride, padding, dilation) of a convolution whose transpose is a matrix product."""
+    """(x, weight, stride, padding, dilation) of a convolution whose transpose can be a matrix product."""
     axes = draw(st.sampled_from([1, 2, 2, 2, 3]))
     pointwise = axes != 2 or draw(st.booleans())
     kernel = [1 if pointwise else draw(st.integers(1, 5)) for _ in range(axes)]
@@ -46,7 +46,6 @@ def test_the_transpose_is_that_of_torch(case: tuple[Tensor, Tensor, list[int], l
     x, weight, stride, padding, dilation = case
     z = aten.convolution.default(x, weight, None, stride, padding, dilation, False, [0] * len(stride), 1)
     s = torch.randn(z.shape, dtype=z.dtype)
-    assert columns.pays(s, weight, padding, 1)
     made = columns.transpose(s, weight, x.shape[2:], stride, padding, dilation)
     torch.testing.assert_close(made, own(s, x, weight, stride, padding, dilation))
 
@@ -65,3 +64,17 @@ def test_the_columns_of_one_sample_alone_are_held() -> None:
     s, weight = torch.randn(16, 32, 20, 20), torch.randn(32, 3, 3, 3)
     made, one = 4 * 16 * 3 * 41 * 41, 4 * 27 * 20 * 20
     assert peak(lambda: columns.transpose(s, weight, (41, 41), (2, 2), (0, 0), (1, 1))) <= made + 3 * one
+
+
+def test_a_product_is_taken_where_it_was_measured_to_be_faster() -> None:
+    """`benchmarks/convolutions.py`: pointwise kernels, unless many samples are small; the channels of a picture."""
+
+    def taken(batch: int, inputs: int, outputs: int, pixels: int, kernel: int, stride: int) -> bool:
+        s = torch.empty(batch, outputs, pixels // stride, pixels // stride)
+        return columns.pays(s, torch.empty(outputs, inputs, kernel, kernel), [stride] * 2, [0] * 2, 1)
+
+    assert taken(1, 2048, 512, 7, 1, 1)
+    assert not taken(8, 2048, 512, 7, 1, 1)
+    assert taken(8, 256, 512, 56, 1, 2)
+    assert taken(8, 3, 64, 224, 7, 2)
+    assert not taken(1, 64, 64, 56, 3, 1)

@@ -52,3 +52,16 @@ def test_positive_rules_keep_every_digit_but_the_last_few():
     reference = dt.explain(model.double(), x.double(), composite=dt.rules.ZPlus(), target=0).relevance
     bound = 3 * depth * (width + 2) * torch.finfo(torch.float32).eps
     assert ((found.double() - reference).abs() <= bound * reference.abs()).all()
+
+
+def test_a_rules_numbers_are_not_rounded_to_float32():
+    """1.7 and 0.7 have no short binary form; the second unit has no negative contributions and keeps 1 and 0."""
+    layer = nn.Linear(3, 2, bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[2.0, -1.0, 1.0], [1.0, 2.0, 3.0]]))
+    explainer = dt.Explainer(layer.eval(), torch.ones(1, 3).double(), composite=dt.rules.AlphaBeta(1.7, 0.7))
+    ones = torch.ones(1, 3).double()
+    mixed, positive = (explainer(ones, target=i).relevance[0] for i in (0, 1))
+    assert mixed.tolist() == pytest.approx([2 * 1.7 * 2 / 3, -2 * 0.7, 2 * 1.7 / 3], rel=1e-14)
+    assert abs(float(mixed.sum()) - 2) < 1e-14
+    assert positive.tolist() == pytest.approx([1, 2, 3], rel=1e-14)

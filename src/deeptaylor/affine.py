@@ -187,7 +187,7 @@ class Convolution(Affine):
         return aten.convolution.default(x, weight, None, *self._settings())
 
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
-        if not self.transposed and columns.pays(s, weight, self.padding, self.groups):
+        if not self.transposed and columns.pays(s, weight, self.stride, self.padding, self.groups):
             size = self._padded()[2:]
             grad = columns.transpose(s, weight, size, self.stride, self.padding, self.dilation)
             return F.pad(grad, tuple(-n for n in self.before)) if self.before else grad

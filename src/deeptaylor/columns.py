@@ -17,18 +17,24 @@ from torch import Tensor
 
 from .symbolic import is_symbolic
 
-MOST_COLUMNS = 3
-"""Columns may hold so many times the values of the output; beyond that adding them up takes longer than it saves."""
+MOST_COLUMNS, MOST_CHANNELS = 3, 4
+"""Columns may hold so many times the values of the output, of so many input channels; beyond that adding them up takes
+longer than it saves."""
+FEW_PLACES = 400
+"""Of inputs smaller than this, torch's own backward takes all samples at once, which a matrix product does not."""
 
 
-def pays(s: Tensor, weight: Tensor, padding: Sequence[int], groups: int) -> bool:
+def pays(s: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], groups: int) -> bool:
     """Whether `transpose` takes less time than torch's own backward of a convolution."""
     if groups > 1 or s.device.type != "cpu" or s.dtype not in (torch.float32, torch.float64):
         return False
     outputs, *window = weight.shape
     if all(n == 1 for n in window[1:]):
-        return not any(padding) and s.is_contiguous()
-    return s.dim() == 4 and not is_symbolic(s) and s.is_contiguous() and math.prod(window) <= MOST_COLUMNS * outputs
+        places = math.prod(s.shape[2:]) * math.prod(stride)
+        small = places < FEW_PLACES and (is_symbolic(s) or len(s) > 1)
+        return not any(padding) and not small and s.is_contiguous()
+    fits = window[0] <= MOST_CHANNELS and math.prod(window) <= MOST_COLUMNS * outputs
+    return fits and s.dim() == 4 and not is_symbolic(s) and s.is_contiguous()
 
 
 def transpose(

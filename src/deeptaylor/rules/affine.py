@@ -150,7 +150,7 @@ class GeneralizedGamma(SignRule):
 def _with_sign_of(z: Tensor, size: float) -> Tensor:
     """`size` with the signs of z; 0 counts as positive."""
     if is_symbolic(z):  # a program's formats know `where`
-        return torch.where(z < 0, -size, size).to(z.dtype)
+        return torch.where(z < 0, z.new_full((), -size), z.new_full((), size))
     return torch.copysign(z.new_full((), size), z)
 
 
@@ -319,8 +319,11 @@ class AlphaBeta(SignRule):
         if not is_symbolic(taken) and taken.numel() and float(taken.amax()) < 0 < float(given.amin()):
             return self.alpha, self.beta
         empty = (taken == 0) | (given == 0)
-        alpha, beta = (torch.where(empty, at_empty, full) for at_empty, full in ((1.0, self.alpha), (0.0, self.beta)))
-        return alpha.to(step.z.dtype), beta.to(step.z.dtype)
+        z = cast(Tensor, step.z)  # a choice between two numbers would be float32
+        alpha, beta = (
+            torch.where(empty, z.new_full((), n), z.new_full((), m)) for n, m in ((1.0, self.alpha), (0.0, self.beta))
+        )
+        return alpha, beta
 
 
 @dataclass(frozen=True)
