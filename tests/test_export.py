@@ -118,6 +118,10 @@ def test_exports_that_make_no_sense_are_refused_before_any_work(tmp_path):
     explainer = dt.Explainer(model, x, composite="epsilon")
     with pytest.raises(InputError, match=r"\.pt2"):
         explainer.export(tmp_path / "a.pth")
+    with pytest.raises(InputError, match="no folder"):
+        explainer.export(tmp_path / "absent" / "a.pt2")
+    with pytest.raises(InputError, match="no folder"):
+        explainer(x).save(tmp_path / "absent" / "a.safetensors")
     with pytest.raises(InputError, match="JSON"):
         explainer.export(tmp_path / "a.pt2", preprocessing={"mean": x})
     with pytest.raises(InputError, match="every batch"):

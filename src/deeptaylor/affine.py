@@ -188,16 +188,19 @@ class Convolution(Affine):
 
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
         if not self.transposed and columns.pays(s, weight, self.stride, self.padding, self.groups):
-            size = self._padded()[2:]
-            grad = columns.transpose(s, weight, size, self.stride, self.padding, self.dilation)
-            return F.pad(grad, tuple(-n for n in self.before)) if self.before else grad
+            grad = columns.transpose(s, weight, self._padded()[2:], self.stride, self.padding, self.dilation)
+        else:
+            grad = self._own_transpose(s, weight)
+        return F.pad(grad, tuple(-n for n in self.before)) if self.before else grad
+
+    def _own_transpose(self, s: Tensor, weight: Tensor) -> Tensor:
         # convolution_backward reads of the input only its shape, but copies what is not contiguous
         like = self.like
         if like is None or not (is_symbolic(s) or (len(like) == len(s) and like.dtype == s.dtype)):
             like = s.new_empty((s.shape[0], *self._padded()[1:]))
         only_input = [True, False, False]
-        grad = aten.convolution_backward.default(s, like, weight, None, *self._settings(), only_input)[0]
-        return F.pad(grad, tuple(-n for n in self.before)) if self.before else grad
+        grad: Tensor = aten.convolution_backward.default(s, like, weight, None, *self._settings(), only_input)[0]
+        return grad
 
     def light(self) -> Affine:
         return self if self.like is None or is_symbolic(self.like) else replace(self, like=None)

@@ -67,9 +67,15 @@ class Attribution:
         return heatmap(self.relevance, **options)
 
     def save(self, path: str | Path) -> None:
-        """Writes everything to one safetensors file: tensors, and the rest as JSON in its header. No pickle."""
+        """Writes everything to one safetensors file: tensors, and the rest as JSON in its header. No pickle.
+
+        Raises:
+            InputError: the folder is not there.
+        """
         from safetensors.torch import save_file
 
+        if not Path(path).absolute().parent.is_dir():
+            raise InputError(f"can't save to {path}: there is no folder {Path(path).absolute().parent}; make it first")
         tensors, described = self.packed()
         save_file(tensors, str(path), metadata={"format": FORMAT, "deeptaylor": json.dumps(described)})
 

@@ -2,8 +2,8 @@
 
 Wᵀ s gives, for every place of the output, the columns that its window adds to the input ("im2col" the other way). A
 kernel of one point has columns of one channel each, which need no adding; for other kernels they are added up by
-`fold`. Torch's own backward of a convolution takes up to twice as long for strides and for the three channels of a
-picture (`benchmarks/convolutions.py` measures both).
+`fold`. Torch's own backward of a convolution takes up to four times as long for strides and for the three channels of
+a picture (`benchmarks/convolutions.py` measures both).
 """
 
 from __future__ import annotations

@@ -51,13 +51,15 @@ def export(
         expected: the explainer's own relevance of the example, which the program's must be.
 
     Raises:
-        InputError: another suffix, or preprocessing that JSON can't hold.
+        InputError: another suffix, a folder that is not there, or preprocessing that JSON can't hold.
         MissingExtra: ONNX is not installed.
         DeepTaylorError: the program's relevance is not the explainer's.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise InputError(f"can't export to {path.name!r}: the name must end in .pt2 (torch) or .onnx (ONNX Runtime)")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"can't export to {path}: there is no folder {path.absolute().parent}; make it first")
     portable = path.suffix == ".onnx"
     if portable:
         _require_onnx()

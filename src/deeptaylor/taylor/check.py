@@ -89,7 +89,7 @@ def check_derivatives(
     if not wrong:
         return rows
     culprit = _culprit(score, inputs, wrong[0].order)
-    where = f"module {culprit[0]!r} ({culprit[1]})" if culprit else "no single module is wrong by itself"
+    where = f"module {culprit[0]!r} ({culprit[1]})" if culprit else "of the modules that run alone, none is wrong"
     raise WrongDerivative(
         f"the derivative of order {wrong[0].order} is wrong, relative error {wrong[0].error:.2g}: along a random "
         f"direction {wrong[0].computed:.6g} instead of {wrong[0].difference:.6g}; {where}. Orders 1 and below are not "
