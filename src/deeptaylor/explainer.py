@@ -179,7 +179,8 @@ class Explainer:
             The path.
 
         Raises:
-            InputError: the explanation holds for one input only (record=True, exact roots), or another suffix.
+            InputError: the explanation holds for one input only (record=True, exact roots), another suffix, no such
+                folder.
             MissingExtra: ONNX is not installed.
         """
         from .shipping.front import export
