@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import deeptaylor as dt
+from deeptaylor.fingerprints import Fingerprint
 
 
 @dataclass(frozen=True)
@@ -232,3 +233,35 @@ def test_a_result_is_the_users_own_and_later_calls_do_not_write_into_it() -> Non
     explainer(torch.randn_like(x))
     assert torch.equal(first.relevance, kept)
     assert torch.equal(explainer(x).relevance, kept)  # nor is anything used up
+
+
+def test_every_small_write_to_a_weight_is_seen_whatever_its_layout() -> None:
+    torch.manual_seed(0)
+    base = torch.randn(130, 300)
+    layouts: dict[str, torch.Tensor] = {
+        "as it is": torch.randn(130, 300),
+        "transposed": torch.randn(300, 130).t(),
+        "channels last": torch.randn(40, 30, 5, 7).to(memory_format=torch.channels_last),
+        "a part of another": torch.randn(260, 300)[::2],
+        "expanded": base[:, :1].expand(130, 300),
+        "one number": torch.tensor(2.0),
+        "no number": torch.empty(0, 3),
+        "half": torch.randn(200, 300).half(),
+        "bfloat16": torch.randn(200, 300).bfloat16(),
+        "float64": torch.randn(200, 300).double(),
+        "complex": torch.randn(130, 300, dtype=torch.cfloat),
+        "integers": torch.randint(9, (130, 300)),
+    }
+    prints = Fingerprint(layouts)
+    assert prints.holds(layouts, tuple(layouts))
+    for name, tensor in layouts.items():
+        for place in {0, tensor.numel() // 2, tensor.numel() - 1} if tensor.numel() else ():
+            index = torch.unravel_index(torch.tensor(place), tensor.shape)
+            before = tensor[index].clone()
+            tensor.data[index] = before + (1 if tensor.dtype == torch.int64 else 0.01 * before.abs() + 0.01)
+            assert not prints.holds(layouts, (name,)), (name, place)
+            assert prints.holds(layouts, tuple(n for n in layouts if n != name))
+            tensor.data[index] = before
+            assert prints.holds(layouts, (name,))
+    replaced = {**layouts, "as it is": layouts["as it is"].clone()}
+    assert not prints.holds(replaced, ("as it is",))

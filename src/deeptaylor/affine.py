@@ -15,6 +15,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -166,11 +167,8 @@ def _products(left: Tensor, right: Tensor, units: tuple[Tensor, ...]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Convolution(Affine):
-    """A convolution of 1 to 3 axes, grouped, strided, dilated, or transposed; the bias is (C, 1, …).
-
-    `before` pads the input first (`padding='same'` with an even kernel is lopsided).
-    """
+class Geometry:
+    """How a convolution's window moves; per axis."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -179,19 +177,34 @@ class Convolution(Affine):
     output_padding: tuple[int, ...]
     groups: int
     before: tuple[int, ...] = ()
+    """Padding of the input done first: `padding='same'` with an even kernel is lopsided."""
+
+    @cached_property
+    def settings(self) -> tuple[Sequence[int], Sequence[int], Sequence[int], bool, Sequence[int], int]:
+        """As `aten.convolution` takes them."""
+        return self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
+
+
+@dataclass(frozen=True)
+class Convolution(Affine):
+    """A convolution of 1 to 3 axes, grouped, strided, dilated, or transposed; the bias is (C, 1, …)."""
+
+    geometry: Geometry
     like: Tensor | None = None
     """The input, where it may stand in for its shape."""
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        x = F.pad(x, self.before) if self.before else x
-        return aten.convolution.default(x, weight, None, *self._settings())
+        its = self.geometry
+        x = F.pad(x, its.before) if its.before else x
+        return aten.convolution.default(x, weight, None, *its.settings)
 
     def transpose(self, s: Tensor, weight: Tensor) -> Tensor:
-        if not self.transposed and columns.pays(s, weight, self.stride, self.padding, self.groups):
-            grad = columns.transpose(s, weight, self._padded()[2:], self.stride, self.padding, self.dilation)
+        its = self.geometry
+        if not its.transposed and columns.pays(s, weight, its.stride, its.padding, its.groups):
+            grad = columns.transpose(s, weight, self._padded()[2:], its.stride, its.padding, its.dilation)
         else:
             grad = self._own_transpose(s, weight)
-        return F.pad(grad, tuple(-n for n in self.before)) if self.before else grad
+        return F.pad(grad, tuple(-n for n in its.before)) if its.before else grad
 
     def _own_transpose(self, s: Tensor, weight: Tensor) -> Tensor:
         # convolution_backward reads of the input only its shape, but copies what is not contiguous
@@ -199,70 +212,69 @@ class Convolution(Affine):
         if like is None or not (is_symbolic(s) or (len(like) == len(s) and like.dtype == s.dtype)):
             like = s.new_empty((s.shape[0], *self._padded()[1:]))
         only_input = [True, False, False]
-        grad: Tensor = aten.convolution_backward.default(s, like, weight, None, *self._settings(), only_input)[0]
+        grad: Tensor = aten.convolution_backward.default(s, like, weight, None, *self.geometry.settings, only_input)[0]
         return grad
 
     def light(self) -> Affine:
         return self if self.like is None or is_symbolic(self.like) else replace(self, like=None)
 
     def spread(self, s: Tensor) -> Tensor:
-        outputs = s.shape[1] // self.groups
-        s = s.unflatten(1, (self.groups, outputs)).sum(2)
-        move = _gather if self.transposed else _scatter
+        its = self.geometry
+        outputs = s.shape[1] // its.groups
+        s = s.unflatten(1, (its.groups, outputs)).sum(2)
+        move = _gather if its.transposed else _scatter
         for axis, (kernel, size) in enumerate(zip(self._kernel(), self._padded()[2:], strict=True)):
-            s = move(s, axis + 2, kernel, self.stride[axis], self.padding[axis], self.dilation[axis], size)
-        s = s.repeat_interleave(self.shape[1] // self.groups, dim=1)
-        return F.pad(s, tuple(-n for n in self.before)) if self.before else s
+            s = move(s, axis + 2, kernel, its.stride[axis], its.padding[axis], its.dilation[axis], size)
+        s = s.repeat_interleave(self.shape[1] // its.groups, dim=1)
+        return F.pad(s, tuple(-n for n in its.before)) if its.before else s
 
     def count(self) -> Tensor:
+        its = self.geometry
         size = self._padded()[2:]
         ones = self.weight.new_ones((1, 1, *self.shape[2:]))
-        ones = F.pad(ones, self.before) if self.before else ones
+        ones = F.pad(ones, its.before) if its.before else ones
         for axis, kernel in enumerate(self._kernel()):
-            span = self.dilation[axis] * (kernel - 1)
-            move = _scatter if self.transposed else _gather
-            if self.transposed:
-                out = (
-                    (size[axis] - 1) * self.stride[axis] - 2 * self.padding[axis] + span + self.output_padding[axis] + 1
-                )
+            span = its.dilation[axis] * (kernel - 1)
+            move = _scatter if its.transposed else _gather
+            if its.transposed:
+                out = (size[axis] - 1) * its.stride[axis] - 2 * its.padding[axis] + span + its.output_padding[axis] + 1
             else:
-                out = (size[axis] + 2 * self.padding[axis] - span - 1) // self.stride[axis] + 1
-            ones = move(ones, axis + 2, kernel, self.stride[axis], self.padding[axis], self.dilation[axis], out)
-        return ones * (self.shape[1] // self.groups)
+                out = (size[axis] + 2 * its.padding[axis] - span - 1) // its.stride[axis] + 1
+            ones = move(ones, axis + 2, kernel, its.stride[axis], its.padding[axis], its.dilation[axis], out)
+        return ones * (self.shape[1] // its.groups)
 
     def terms(self, x: Tensor, units: tuple[Tensor, ...]) -> Tensor:
-        x = F.pad(x, self.before) if self.before else x
+        its = self.geometry
+        x = F.pad(x, its.before) if its.before else x
         sample, out, *place = units
-        ins, outs = x.shape[1] // self.groups, self.weight.shape[1 if self.transposed else 0]
-        outs = outs if self.transposed else outs // self.groups
+        ins, outs = x.shape[1] // its.groups, self.weight.shape[1 if its.transposed else 0]
+        outs = outs if its.transposed else outs // its.groups
         channels = (out // outs)[:, None] * ins + torch.arange(ins, device=x.device)  # (neurons, inputs of the group)
         at, held = torch.zeros_like(out)[:, None], torch.ones_like(out, dtype=torch.bool)[:, None]
         for axis, (kernel, size) in enumerate(zip(self._kernel(), x.shape[2:], strict=True)):
-            taps = torch.arange(kernel, device=x.device) * self.dilation[axis]
-            if self.transposed:
-                reached = place[axis][:, None] + self.padding[axis] - taps
-                where, inside = reached // self.stride[axis], reached % self.stride[axis] == 0
+            taps = torch.arange(kernel, device=x.device) * its.dilation[axis]
+            if its.transposed:
+                reached = place[axis][:, None] + its.padding[axis] - taps
+                where, inside = reached // its.stride[axis], reached % its.stride[axis] == 0
             else:
-                where = place[axis][:, None] * self.stride[axis] - self.padding[axis] + taps
+                where = place[axis][:, None] * its.stride[axis] - its.padding[axis] + taps
                 inside = torch.ones_like(where, dtype=torch.bool)
             inside = inside & (where >= 0) & (where < size)
             at = (at[:, :, None] * size + where.clamp(0, size - 1)[:, None]).flatten(1)
             held = (held[:, :, None] & inside[:, None]).flatten(1)
         values = x.flatten(2)[sample[:, None, None], channels[:, :, None], at[:, None]] * held[:, None]
-        weights = self.weight[channels, (out % outs)[:, None]] if self.transposed else self.weight[out]
+        weights = self.weight[channels, (out % outs)[:, None]] if its.transposed else self.weight[out]
         return (values * weights.flatten(2)).flatten(1)
 
     def _kernel(self) -> tuple[int, ...]:
         return tuple(self.weight.shape[2:])
 
     def _padded(self) -> tuple[int, ...]:
-        if not self.before:
+        its = self.geometry
+        if not its.before:
             return self.shape
-        extra = [self.before[2 * i] + self.before[2 * i + 1] for i in range(len(self.before) // 2)][::-1]
+        extra = [its.before[2 * i] + its.before[2 * i + 1] for i in range(len(its.before) // 2)][::-1]
         return tuple(n + e for n, e in zip(self.shape, [0, 0, *extra], strict=True))
-
-    def _settings(self) -> tuple[Sequence[int], Sequence[int], Sequence[int], bool, Sequence[int], int]:
-        return self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
 
 
 def _scatter(s: Tensor, axis: int, kernel: int, stride: int, padding: int, dilation: int, size: int) -> Tensor:

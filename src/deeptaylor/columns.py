@@ -26,15 +26,17 @@ FEW_PLACES = 400
 
 def pays(s: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], groups: int) -> bool:
     """Whether `transpose` takes less time than torch's own backward of a convolution."""
-    if groups > 1 or s.device.type != "cpu" or s.dtype not in (torch.float32, torch.float64):
+    outputs, channels, *kernel = weight.shape
+    pointwise = max(kernel) == 1
+    if groups > 1 or not (pointwise or channels <= MOST_CHANNELS):
         return False
-    outputs, *window = weight.shape
-    if all(n == 1 for n in window[1:]):
+    if s.device.type != "cpu" or s.dtype not in (torch.float32, torch.float64) or not s.is_contiguous():
+        return False
+    if pointwise:
         places = math.prod(s.shape[2:]) * math.prod(stride)
         small = places < FEW_PLACES and (is_symbolic(s) or len(s) > 1)
-        return not any(padding) and not small and s.is_contiguous()
-    fits = window[0] <= MOST_CHANNELS and math.prod(window) <= MOST_COLUMNS * outputs
-    return fits and s.dim() == 4 and not is_symbolic(s) and s.is_contiguous()
+        return not any(padding) and not small
+    return channels * math.prod(kernel) <= MOST_COLUMNS * outputs and s.dim() == 4 and not is_symbolic(s)
 
 
 def transpose(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .affine import Affine, Convolution, LeftMatmul, Linear, RightMatmul, VectorProduct
+from .affine import Affine, Convolution, Geometry, LeftMatmul, Linear, RightMatmul, VectorProduct
 from .local_response import LOCAL_RESPONSE, held
 from .symbolic import is_symbolic
 
@@ -70,27 +70,44 @@ def _addmm(arguments: dict[str, Any], data: str) -> Affine:
 
 
 def _convolution(arguments: dict[str, Any], data: str) -> Affine:
-    x, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
+    x, weight, bias, padding = arguments["input"], arguments["weight"], arguments["bias"], arguments["padding"]
     axes = weight.dim() - 2
-    dilation = per_axis(arguments["dilation"], axes)
-    padding: Any = arguments["padding"]
-    before: tuple[int, ...] = ()
-    if isinstance(padding, str):
-        padding, before = _same(padding, tuple(weight.shape[2:]), dilation)
+    settings = (arguments["stride"], padding, arguments["dilation"], arguments.get("output_padding", 0))
+    geometry = _geometry(
+        *(value if isinstance(value, str | int) else tuple(value) for value in settings),
+        groups=arguments["groups"],
+        transposed=bool(arguments.get("transposed", "output_padding" in arguments)),
+        kernel=tuple(weight.shape[2:]) if isinstance(padding, str) else (),
+        axes=axes,
+    )
     return Convolution(
         weight=weight,
         bias=None if bias is None else bias.view(-1, *[1] * axes),
         shape=tuple(x.shape),
-        stride=per_axis(arguments["stride"], axes),
-        padding=per_axis(padding, axes),
-        dilation=dilation,
-        transposed=bool(arguments.get("transposed", "output_padding" in arguments)),
-        output_padding=per_axis(arguments.get("output_padding", 0), axes),
-        groups=arguments["groups"],
-        before=before,
+        geometry=geometry,
         # in a program, memory without values is filled with zeros; elsewhere it is one more map that nobody reads
-        like=x if not before and (is_symbolic(x) or x.is_contiguous()) else None,
+        like=x if not geometry.before and (is_symbolic(x) or x.is_contiguous()) else None,
     )
+
+
+@lru_cache(maxsize=1024)
+def _geometry(
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    output_padding: Any,
+    *,
+    groups: int,
+    transposed: bool,
+    kernel: tuple[int, ...],
+    axes: int,
+) -> Geometry:
+    dilation = per_axis(dilation, axes)
+    before: tuple[int, ...] = ()
+    if isinstance(padding, str):
+        padding, before = _same(padding, kernel, dilation)
+    stride, padding, output_padding = (per_axis(value, axes) for value in (stride, padding, output_padding))
+    return Geometry(stride, padding, dilation, transposed, output_padding, groups, before)
 
 
 def per_axis(value: Any, axes: int) -> tuple[int, ...]:

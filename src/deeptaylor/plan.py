@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor
 from .composites import Chooser, Composite, Place
 from .errors import InputError, UnsupportedOp
 from .facts import Facts, Gates, facts_of, nonnegative
+from .fingerprints import Fingerprint
 from .graph import Graph, Node, is_getitem, lookup
 from .rules import Rule, Secant
-from .rules.base import habits_of
+from .rules.base import Habits, habits_of
 from .rules.product_form import gives_c
 from .sources import Source, find_sources
 from .step import HALF, NO_FACTORS, Cache, Factors, Step
@@ -79,6 +80,21 @@ class Assignment:
     """Whether everything else among the arguments is the same in every call."""
     factors: Factors = NO_FACTORS
 
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the values that carry relevance here."""
+        return tuple(self.place.node.leaves[leaf].name for leaf in self.leaves)
+
+    @cached_property
+    def habits(self) -> Habits:
+        """What the engine may rely on to save work."""
+        return habits_of(self.rule)
+
+    @cached_property
+    def passes(self) -> bool:
+        """Whether the rule is some function's derivative, and hands on c without a look at values."""
+        return self.rule.as_function(_bare(self)) is not None
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -117,9 +133,7 @@ class Plan:
     @cached_property
     def is_one_pass(self) -> bool:
         """Whether every rule is some function's derivative; see `one_pass`."""
-        return all(
-            is_getitem(a.place.node) or a.rule.as_function(_bare(a)) is not None for a in self.assignments.values()
-        )
+        return all(is_getitem(a.place.node) or a.passes for a in self.assignments.values())
 
     @cached_property
     def plain(self) -> frozenset[str]:
@@ -139,9 +153,9 @@ class Plan:
     @cached_property
     def unmasked(self) -> frozenset[str]:
         """ReLUs that c passes as it is, since the rule below multiplies it by the ReLU's value."""
-        return frozenset(
-            a.rectifier for a in self.assignments.values() if a.rectifier and habits_of(a.rule).weighs
-        ) & frozenset(n for n, a in self.assignments.items() if isinstance(a.rule, Secant))
+        return frozenset(a.rectifier for a in self.assignments.values() if a.rectifier and a.habits.weighs) & frozenset(
+            n for n, a in self.assignments.items() if isinstance(a.rule, Secant)
+        )
 
     @cached_property
     def last_reads(self) -> tuple[tuple[str, ...], ...]:
@@ -166,11 +180,10 @@ class Plan:
         env: dict[str, Any] = {name: state[qualified].detach() for name, qualified in self.graph.parameters.items()}
         env |= self.graph.constants
         tensors = {name: env[name] for name in (*self.graph.parameters, *self.graph.constants)}
-        known = self._held.get("prints")
-        if known is None or any(known[key] != seen for key, seen in fingerprints(tensors, self._relied_on()).items()):
+        if not self._holds(tensors):
             self._held.clear()
             self.caches.clear()
-            self._held["prints"] = fingerprints(tensors, tensors)
+            self._held["prints"] = Fingerprint(tensors)
             index = self.graph.index
             with torch.no_grad():
                 for name in self.fixed:
@@ -178,6 +191,11 @@ class Plan:
                     env[name] = node.op(*lookup(node.args, env), **lookup(dict(node.kwargs), env))
             self._held["values"] = {name: env[name] for name in self.fixed}
         return env | self._held["values"]
+
+    def _holds(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether everything kept between calls still follows from these parameters and constants."""
+        relied = self._relied_on()
+        return "prints" in self._held and bool(self._held["prints"].holds(tensors, relied))
 
     def _relied_on(self) -> set[str]:
         """Parameters and constants that something kept between calls was computed from."""
@@ -205,55 +223,6 @@ def _bare(assignment: Assignment) -> Step:
 
 
 def _nothing(*_: Tensor) -> None: ...
-
-
-def fingerprints(tensors: Mapping[str, Tensor], relied: Collection[str]) -> dict[Any, Any]:
-    """What changes when a tensor is replaced or written to, also behind autograd's back (`p.data.mul_(2)`).
-
-    Small tensors are read together, all of them: one by one, calls would cost more than reading.
-    """
-    if not relied:
-        return {}
-    small: dict[Any, list[Tensor]] = {}
-    sums: dict[Any, Tensor] = {}
-    prints: dict[Any, Any] = {}
-    for name, tensor in tensors.items():
-        if tensor.numel() <= _SMALL and tensor.is_floating_point():
-            small.setdefault((tensor.device, tensor.dtype), []).append(tensor.reshape(-1))
-        elif name in relied and tensor.is_floating_point():
-            sums[name] = _checksum(tensor)
-        if name in relied:
-            version = 0 if tensor.is_inference() else tensor._version
-            prints[name] = tensor.data_ptr(), tensor.dtype, tensor.device, version
-    sums |= {key: _checksum(torch.cat(few)) for key, few in small.items()}
-    found = torch.stack([value.double() for value in sums.values()]).tolist() if sums else []
-    return prints | {("sum", key): value for key, value in zip(sums, found, strict=True)}
-
-
-_ROW = 4096
-_SMALL = 4 * _ROW
-
-
-def _checksum(values: Tensor) -> Tensor:
-    """A sum weighted by position, so that values that swap places change it; one reading of the tensor."""
-    flat = values.reshape(-1)
-    flat = flat.float() if flat.dtype in HALF else flat  # a sum with 8 bits would not see a small change
-    rows, over = divmod(flat.numel(), _ROW)
-    if over or not rows:
-        rest = (flat[rows * _ROW :] * _weights(over, 0.618034, flat.device, flat.dtype)).sum()
-        return rest + _checksum(flat[: rows * _ROW]) if rows else rest
-    sums = flat.view(rows, _ROW) @ _weights(_ROW, 0.618034, flat.device, flat.dtype)
-    return (sums * _weights(rows, 0.754877, flat.device, flat.dtype)).sum()
-
-
-def _weights(count: int, step: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """1 + the fractional part of i·step: as many as asked for, of a longer sequence that is kept."""
-    return _sequence(1 << max(12, (count - 1).bit_length()), step, device, dtype)[:count]
-
-
-@lru_cache(maxsize=64)
-def _sequence(count: int, step: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return (1 + torch.arange(count, device=device, dtype=torch.float64).mul(step).frac()).to(dtype)
 
 
 def make_plan(graph: Graph, explained: Mapping[str, bool], composite: Composite | Chooser) -> Plan:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .adjoints import ADJOINTS
 from .errors import CompositeError, DeepTaylorError, InputError, describe
 from .forms import arguments_of
 from .graph import Node, is_getitem, is_plain_sum
 from .ops import Op
 from .plan import Assignment, Plan
 from .rules import Redistribution, Relevance, Rule
-from .rules.base import habits_of
 from .rules.gradient import HeldConstant
 from .rules.rearrange import Move
 from .rules.redistribute import added
@@ -75,7 +75,10 @@ def forward_part(
                 continue
             leaves = as_wide(node, node.values(env))
             assignment = plan.assignments.get(node.name)
-            if assignment is None or is_getitem(node):
+            if node.name in rectified and node.name in plan.unmasked:  # c passes it; a step is made if need be
+                env[node.name] = leaves[0]
+                picked[node.name] = widened(leaves[0])
+            elif assignment is None or is_getitem(node):
                 args, kwargs = node.filled(leaves)
                 env[node.name] = node.op(*args, **kwargs)
                 if assignment is not None or node.name in origins:
@@ -88,8 +91,8 @@ def forward_part(
                     node, assignment, leaves, cache, half, bool(rectifier), node.name in rectified
                 )
                 rectified.add(rectifier)
-                sources = [steps.get(name) for name in _sources(node, assignment)]
-                steps[node.name] = lightened(step, sources, not full and assignment.rule.as_function(step) is not None)
+                sources = [steps.get(name) for name in assignment.sources]
+                steps[node.name] = lightened(step, sources, not full and assignment.passes)
             for name in plan.last_reads[i]:
                 del env[name]
     output: Any = env.get(plan.graph.output.name)
@@ -120,31 +123,20 @@ def _step(
         rectified: this is that ReLU: the argument is its value already.
     """
     op = assignment.place.op
-    further: list[Any] = []
     args, kwargs = node.filled(leaves)
-    refuse_overwriting(node, op, args, kwargs)
+    if op.written is not None:
+        refuse_overwriting(node, op, args, kwargs)
     value: Any = leaves[assignment.leaves[0]] if rectified else None
     if value is None and (half or op.role == "affine"):
         value = operation_of(node)(*args, **kwargs)
         value = value.relu_() if rectify else value
-    leaves = [widened(leaf) for leaf in leaves] if half else list(leaves)  # relevance is carried in float32 at least
-
-    def call(operation: Callable[..., Any]) -> Callable[..., Any]:
-        whole = filled(operation, node, leaves, assignment.leaves)
-
-        def function(*xs: Tensor) -> Any:
-            result = whole(*xs)
-            if not op.first:
-                return result
-            further[:] = result[1:]
-            return result[0]
-
-        return function
-
+    if half:  # relevance is carried in float32 at least
+        leaves = [widened(leaf) for leaf in leaves]
+        args, kwargs = node.filled(leaves)
     # a fresh tensor object per argument: x * x is a product of two
-    xs = tuple(leaves[i].detach() for i in assignment.leaves)
-    function = call(operation_of(node))
-    linearized = call(op.linearized) if op.linearized is not None else None
+    xs = tuple([leaves[i].detach() for i in assignment.leaves])
+    further: list[Any] = []
+    function = _first(filled(operation_of(node), node, leaves, assignment.leaves), op, further)
     known: dict[str, Any] = {
         "nonnegative": assignment.nonnegative,
         "rectified": assignment.rectified,
@@ -154,27 +146,48 @@ def _step(
         "cache": cache,
     }
     if op.form is not None:
-        args, kwargs = node.filled(leaves) if half else (args, kwargs)
         affine = op.form.build(arguments_of(node.op, args, kwargs), assignment.data)
         z = function(*xs) if half else value
         if half and rectify:
             z = z.relu_()
         _forget(leaves, assignment)
         return Step(node, op, function, xs, z, affine=affine, **known), value
+    if op.linearized is not None:
+        known["linearized"] = _first(filled(op.linearized, node, leaves, assignment.leaves), op, further)
     memo = Cache()
+    adjoint = ADJOINTS.get(node.op) if assignment.leaves == (0,) else None
     if rectified:
         z = xs[0]
-    elif (habits_of(assignment.rule).underived or is_plain_sum(node)) and not op.first:
+    elif adjoint is not None and not is_symbolic(xs[0]):
+        z, known["adjoint"] = adjoint(xs[0], *args[1:], **kwargs)
+    elif (assignment.habits.underived or is_plain_sum(node)) and not op.first:
         z = function(*xs)
     else:
         recorded, z = record(function, xs)
         memo.held["recorded", None] = recorded
     z = z.relu_() if rectify else z
     _forget(leaves, assignment)
-    step = Step(node, op, function, xs, z, linearized=linearized, memo=memo, **known)
+    step = Step(node, op, function, xs, z, memo=memo, **known)
     if value is not None:
         return step, value
     return step, (z, *further) if op.first else z
+
+
+def _of_value(assignment: Assignment, value: Tensor) -> Step:
+    """The step of a ReLU whose value stands in for its argument."""
+    return _step(assignment.place.node, assignment, [value], Cache(), half=False, rectify=False, rectified=True)[0]
+
+
+def _first(operation: Callable[..., Any], op: Op, further: list[Any]) -> Callable[..., Any]:
+    """The operation's only output that carries relevance; `further` gets the others."""
+    if not op.first:
+        return operation
+
+    def function(*xs: Tensor) -> Any:
+        first, *further[:] = operation(*xs)
+        return first
+
+    return function
 
 
 def refuse_overwriting(node: Node, op: Op, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -278,26 +291,29 @@ def backward_part(
         if is_getitem(node):
             _into_slot(plan, run, relevance, node)
             continue
-        step, assignment = run.steps[node.name], plan.assignments[node.name]
-        step.memo.audited = observe is not None
+        assignment = plan.assignments[node.name]
         arrived = relevance[node.name] if node.name in keep else relevance.pop(node.name)
+        unread = observe is None and node.name not in keep
+        if node.name in run.unmasked and unread and arrived.product:
+            _add(relevance, assignment.sources[0], arrived, run)
+            if release:
+                del run.values[node.name]
+            continue
+        step = run.steps[node.name] if node.name in run.steps else _of_value(assignment, run.value(node.name))
+        step.memo.audited = observe is not None
         if release:
-            del run.steps[node.name]
+            run.steps.pop(node.name, None)
             step.memo.last = True
             if node.name not in keep:
                 run.values.pop(node.name)
         if isinstance(arrived, dict):
             result = _several(step, assignment, arrived)
         else:
-            unread = observe is None and node.name not in keep
-            mine = arrived if unread else arrived.shared()
-            if unread and arrived.product and node.name in run.unmasked:
-                result = Redistribution((mine,))
-            else:
-                result = _ruled(assignment.rule, step, mine if habits_of(assignment.rule).once else mine.shared())
+            mine = arrived if unread and assignment.habits.once else arrived.shared()
+            result = _ruled(assignment.rule, step, mine)
         if observe is not None:
             observe(step, arrived, result)
-        for source, message in zip(_sources(node, assignment), result.messages, strict=True):
+        for source, message in zip(assignment.sources, result.messages, strict=True):
             if message is not None:
                 _add(relevance, source, message, run)
 
@@ -353,10 +369,6 @@ def _into_slot(plan: Plan, run: Forward, relevance: dict[str, Any], node: Node) 
     slots = relevance.setdefault(source, {})
     value = step.z[number]
     slots[number] = slots[number].plus(arrived, lambda: value) if number in slots else arrived
-
-
-def _sources(node: Node, assignment: Assignment) -> list[str]:
-    return [node.leaves[i].name for i in assignment.leaves]
 
 
 def _add(relevance: dict[str, Any], name: str, message: Relevance, run: Forward) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .adjoints import Back
 from .affine import Affine
 from .graph import Node
 from .ops import Op
@@ -105,9 +106,9 @@ class Factors:
 NO_FACTORS = Factors()
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # frozen ones take three times as long to make, one per operation and call
 class Step:
-    """One operation with the values it saw. Rules read steps; they never see the graph."""
+    """One operation with the values it saw. Rules read steps and never write to them; they never see the graph."""
 
     node: Node
     op: Op
@@ -120,6 +121,8 @@ class Step:
     linearized: Function | None = None
     """normalization: `function` with its statistics held constant."""
     affine: Affine | None = None
+    adjoint: Back | None = None
+    """The vector-Jacobian product towards the only x, where it is known without recording the operation."""
     nonnegative: bool = False
     """Whether every x is known, from the graph alone, to be ≥ 0."""
     rectified: bool = False
@@ -153,7 +156,7 @@ class Step:
     @property
     def is_complex(self) -> bool:
         """Whether a value here is complex; relevance of those is kept in product form."""
-        return any(isinstance(value, Tensor) and value.is_complex() for value in (self.z, *self.xs))
+        return any([isinstance(value, Tensor) and value.is_complex() for value in (self.z, *self.xs)])
 
     def recorded(self, function: Function | None = None) -> Recorded:
         """A local autograd graph of this one operation, built once."""
@@ -166,6 +169,8 @@ class Step:
         only: Sequence[int] | None = None,
     ) -> tuple[Tensor, ...]:
         """Jᵀ·cotangent for every x (or those in `only`), J the Jacobian at x of the operation or of `function`."""
+        if self.adjoint is not None and function is None and isinstance(cotangent, Tensor):
+            return (self.adjoint(cotangent),)
         recorded = self.recorded(function)
         cotangents = (cotangent,) if isinstance(cotangent, Tensor) else cotangent
         given = zip(recorded.outputs, cotangents, strict=False)

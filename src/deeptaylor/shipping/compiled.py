@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..attribution import Attribution
 from ..errors import CompilerError, InputError
+from ..fingerprints import Fingerprint
 from ..inputs import Call
 from ..origin import live_state, plain_torch
-from ..plan import Plan, fingerprints
+from ..plan import Plan
 from ..targets import Target
 from .ask import Ask, asked, output_like
 from .packed import Packed, pack
@@ -37,7 +38,7 @@ class _Code:
     program: Program
     packed: Packed
     run: Callable[..., dict[str, Tensor]]
-    prints: Any = field(default=None)
+    prints: Fingerprint | None = None
 
 
 class CompiledExplainer:
@@ -96,10 +97,9 @@ class CompiledExplainer:
             code = self._codes[id(plan), ask] = _Code(program, packed, self._compile(packed.module))
         weights = code.program.values(state)
         named = dict(zip(code.program.weights, weights, strict=True))
-        prints = fingerprints(named, named)
-        if prints != code.prints:
+        if code.prints is None or not code.prints.holds(named, code.program.weights):
             code.packed.refresh(weights)
-            code.prints = prints
+            code.prints = Fingerprint(named)
         return code
 
 
