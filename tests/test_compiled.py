@@ -10,6 +10,9 @@ from torch._dynamo.utils import counters
 
 import deeptaylor as dt
 from deeptaylor.errors import CompilerError, InputError
+from deeptaylor.origin import live_state
+from deeptaylor.shipping.ask import asked
+from deeptaylor.shipping.program import record_program
 
 
 def network():
@@ -61,3 +64,22 @@ def test_without_a_compiler_the_error_says_what_is_missing(monkeypatch, tmp_path
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     with pytest.raises(CompilerError, match=r"C\+\+ compiler"):
         dt.Explainer(model, x, composite="epsilon").compile(fx_graph_cache=False)
+
+
+@pytest.mark.parametrize("convention", ["paper", "zennit"])
+def test_a_program_of_alpha_beta_adds_up_the_contributions_of_each_sign_once(convention, monkeypatch):
+    """Two sums and two transposes for inputs of one sign, twice that for those of both; the layer's own sum is theirs."""
+    monkeypatch.setattr("deeptaylor.rules.affine.MANY", 1)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3)).eval()
+    x = torch.randn(5, 8)
+    explainer = dt.Explainer(model, x, composite=dt.rules.AlphaBeta(convention=convention))
+    ask = asked(None, model(x).detach())[0]
+    program = record_program(explainer.plan, {"input": x}, live_state(model), ask, portable=False)
+    kinds = [str(node.target) for node in program.graph.graph.nodes]
+    assert sum("mm" in kind for kind in kinds) == 8 + 4 + 4
+    with torch.no_grad():
+        found = program.graph(list(program.values(live_state(model))), {"input": x}, model(x).argmax(1))
+    expected = explainer(x)
+    assert off(found[0], expected.relevance) < 1e-5
+    assert off(found[1], expected.output) < 1e-5

@@ -127,7 +127,7 @@ def _step(
     if op.written is not None:
         refuse_overwriting(node, op, args, kwargs)
     value: Any = leaves[assignment.leaves[0]] if rectified else None
-    if value is None and (half or op.role == "affine"):
+    if value is None and half:
         value = operation_of(node)(*args, **kwargs)
         value = value.relu_() if rectify else value
     if half:  # relevance is carried in float32 at least
@@ -147,11 +147,12 @@ def _step(
     }
     if op.form is not None:
         affine = op.form.build(arguments_of(node.op, args, kwargs), assignment.data)
-        z = function(*xs) if half else value
-        if half and rectify:
-            z = z.relu_()
+        step = Step(node, op, function, xs, None, affine=affine, **known)
+        z = assignment.rule.added_up(step) if is_symbolic(xs[0]) and not half else None
+        z = operation_of(node)(*args, **kwargs) if z is None else z
+        step.made = z.relu_() if rectify else z
         _forget(leaves, assignment)
-        return Step(node, op, function, xs, z, affine=affine, **known), value
+        return step, value if half else step.made
     if op.linearized is not None:
         known["linearized"] = _first(filled(op.linearized, node, leaves, assignment.leaves), op, further)
     memo = Cache()

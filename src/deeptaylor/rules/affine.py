@@ -197,6 +197,8 @@ class ZPlus(_ByConvention):
 
 CANCELS = 1 / 32
 """Contributions of one sign below this share of all lose more than a digit in the difference: summed one by one."""
+MANY = 1000
+"""From so many products per unit, what a program saves by adding up z itself is worth the memory of one more map."""
 ONE_BY_ONE = 8
 """Up to so many products per unit of the layer are made one by one; beyond it, two operations for all are cheaper."""
 
@@ -210,14 +212,14 @@ def _positive_sum(step: Step) -> Tensor:
     """
 
     def made() -> Tensor:
-        if step.nonnegative:
-            return forward_of(step, Part(IDENTITY, PLUS))
-        if is_symbolic(step.x):
-            return total_of([forward_of(step, part) for part in _sides(step)[0]])
+        if _SMALLER in step.memo.held:
+            return step.memo.held[_SMALLER] + _without_bias(step).clamp(min=0)
+        if step.nonnegative or is_symbolic(step.x):
+            return _summed(step, 0)
         size, bias = forward_of(step, Part(ABSOLUTE, SIZE)), affine_of(step).bias
         z = cast(Tensor, size + step.z)
         z = product_into(z if bias is None else sum_into(z, bias, -1.0), 0.5)
-        return _one_by_one(step, z, z < product_into(size, CANCELS), positive=True)
+        return _one_by_one(step, z, product_into(size, CANCELS) - z, positive=True)
 
     return cast(Tensor, step.memo.get("z⁺", made))
 
@@ -226,21 +228,43 @@ def _negative_sum(step: Step) -> Tensor:
     """Σ_i (w_ij x_i)⁻ as the layer's own sum without the positive contributions; one by one where that cancels."""
 
     def made() -> Tensor:
+        if _SMALLER in step.memo.held:
+            return _without_bias(step).clamp(max=0) - step.memo.held[_SMALLER]
         if is_symbolic(step.x):
-            return total_of([forward_of(step, part) for part in _sides(step)[1]])
+            return _summed(step, 1)
         positive, bias = _positive_sum(step), affine_of(step).bias
         z = cast(Tensor, step.z - positive)
         z = z if bias is None else sum_into(z, bias, -1.0)
-        return _one_by_one(step, z, z > -CANCELS * positive, positive=False)
+        return _one_by_one(step, z, torch.add(z, positive, alpha=CANCELS), positive=False)
 
     return cast(Tensor, step.memo.get("z⁻", made))
 
 
-def _one_by_one(step: Step, z: Tensor, uncertain: Tensor, positive: bool) -> Tensor:
-    """z, but at uncertain units the sum of the contributions of one sign themselves."""
+_SMALLER = "the smaller of z⁺ and −z⁻"
+
+
+def _summed(step: Step, side: int) -> Tensor:
+    """The contributions of one sign, added up themselves."""
+    return total_of([forward_of(step, part) for part in _sides(step)[side]])
+
+
+def _without_bias(step: Step) -> Tensor:
+    bias = affine_of(step).bias
+    return cast(Tensor, step.z if bias is None else step.z - bias)
+
+
+def _value_of_sums(step: Step) -> Tensor:
+    """z = z⁺ + z⁻ + b, of which only the smaller of z⁺ and −z⁻ is kept: the larger is |z − b| more, which is exact."""
+    plus, minus, bias = _summed(step, 0), _summed(step, 1), affine_of(step).bias
+    step.memo.held[_SMALLER] = torch.minimum(plus, -minus)
+    return plus + minus if bias is None else plus + minus + bias
+
+
+def _one_by_one(step: Step, z: Tensor, doubt: Tensor, positive: bool) -> Tensor:
+    """z, but at units with doubt > 0 the sum of the contributions of one sign themselves."""
     if step.rectified:  # elsewhere no relevance arrives
-        uncertain &= step.z > 0
-    units = _places(uncertain)
+        doubt = torch.minimum(doubt, step.z)
+    units = _places(doubt > 0)
     affine, few = affine_of(step), units[0].numel()
     if not few:
         return z
@@ -308,6 +332,10 @@ class AlphaBeta(SignRule):
             for cause, amount in part.absorbed.items():
                 absorbed[cause] = added(absorbed.get(cause), amount)
         return Redistribution((message,), absorbed)
+
+    def added_up(self, step: Step) -> Tensor | None:
+        many = affine_of(step).weight[0].numel() >= MANY
+        return _value_of_sums(step) if self.beta and many else None
 
     def _factors(self, step: Step, bias: Bias) -> tuple[Any, Any]:
         """α and β per unit: 1 and 0 where one side is empty."""

@@ -220,6 +220,13 @@ class Rule(ABC):
     def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
         """Messages to `step.xs`, given the relevance of `step.z`."""
 
+    def added_up(self, step: Step) -> Tensor | None:
+        """z as the sum of what this rule adds up anyway, before `step.z` is there; None: as the operation makes it.
+
+        Asked in programs only, which can't look where a difference would cancel.
+        """
+        return None
+
     def receives(self, count: int, factors: Factors) -> tuple[int, ...]:
         """Which of the `count` arguments that carry relevance get a share; decided once, in the plan."""
         return tuple(range(count))
