@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MethodType
 from typing import Any
 
 import torch
@@ -71,20 +73,33 @@ def bind(model: Model, inputs: Any, kwargs: Mapping[str, Any] | None) -> Call:
 
 def _names(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     """A name for every leaf of (args, kwargs): the parameter's, with a dotted path inside nested arguments."""
-    try:
-        parameters = list(
-            inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()
-        )
-    except (TypeError, ValueError):
-        parameters = []
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
+    forward = model.forward if isinstance(model, nn.Module) else model
+    if isinstance(forward, MethodType):
+        named, rest = _parameters_of_method(forward.__func__)
+    else:
+        named, rest = _parameters(forward)
     top = [named[i] if i < len(named) else f"{rest}_{i - len(named)}" for i in range(len(args))]
     names: list[str] = []
     for prefix, value in [*zip(top, args, strict=True), *kwargs.items()]:
         paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(value)[0]]
         names += [prefix + "".join(c if c.isalnum() else "_" for c in path).rstrip("_") for path in paths]
     return names
+
+
+@lru_cache(maxsize=64)  # a class's own function, which keeps no model alive
+def _parameters_of_method(function: Callable[..., Any]) -> tuple[tuple[str, ...], str]:
+    named, rest = _parameters(function)
+    return named[1:], rest
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[tuple[str, ...], str]:
+    """Names of the positional parameters, and of the one that takes all further arguments."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    named = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    return named, next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
 
 
 def explained_names(call: Call, wanted: Sequence[str] | None) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ def resolve(target: Target, output: Tensor) -> Seeds:
         )
     classes = output.shape[1]
     if target is None:
-        return _indices(output.argmax(1), output)
+        return _seeds_of(output.argmax(1), output)
     if isinstance(target, contrast):
         a, b = _in_range(target.positive, classes), _in_range(target.negative, classes)
         weights = torch.zeros_like(output)
@@ -84,7 +84,7 @@ def resolve(target: Target, output: Tensor) -> Seeds:
     if isinstance(target, top):
         if not 1 <= target.k <= classes:
             raise TargetError(f"top({target.k}) asks for more classes than there are ({classes}), or for none")
-        return _indices(output.topk(target.k, dim=1).indices, output)
+        return _seeds_of(output.topk(target.k, dim=1).indices, output)
     if isinstance(target, np.ndarray | np.generic):
         target = torch.as_tensor(target)
     if isinstance(target, bool) or not isinstance(target, int | Sequence | Tensor):
@@ -113,12 +113,18 @@ def _indices(index: Tensor, output: Tensor) -> Seeds:
         )
     for value in (int(index.min()), int(index.max())) if index.numel() else ():
         _in_range(value, classes)
+    return _seeds_of(index, output)
+
+
+def _seeds_of(index: Tensor, output: Tensor) -> Seeds:
+    """One seed per column of (N, K) indices that are in range; or one, of (N,)."""
     columns = index if index.dim() == 2 else index[:, None]
-    hot = [torch.nn.functional.one_hot(column, classes).to(output.dtype) for column in columns.unbind(1)]
+    hot = [torch.zeros_like(output).scatter_(1, column[:, None], 1.0) for column in columns.unbind(1)]
     explained = output.gather(1, columns)
-    seeds = [Relevance(seed, product=True) for seed in hot]
     return Seeds(
-        tuple(seeds), explained if index.dim() == 2 else explained[:, 0], columns if index.dim() == 2 else columns[:, 0]
+        tuple(Relevance(seed, product=True) for seed in hot),
+        explained if index.dim() == 2 else explained[:, 0],
+        columns if index.dim() == 2 else columns[:, 0],
     )
 
 

@@ -264,24 +264,27 @@ def _one_by_one(step: Step, z: Tensor, doubt: Tensor, positive: bool) -> Tensor:
     """z, but at units with doubt > 0 the sum of the contributions of one sign themselves."""
     if step.rectified:  # elsewhere no relevance arrives
         doubt = torch.minimum(doubt, step.z)
-    units = _places(doubt > 0)
-    affine, few = affine_of(step), units[0].numel()
+    places = _places(doubt > 0)
+    affine, few = affine_of(step), places.numel()
     if not few:
         return z
     if few * max(128, int(affine.count().max())) > ONE_BY_ONE * z.numel():
-        return total_of([forward_of(step, part) for part in _sides(step)[0 if positive else 1]])
+        return _summed(step, 0 if positive else 1)
+    units = torch.unravel_index(places, z.shape)
     terms = affine.terms(step.x, units)
     return z.index_put(units, (terms.clamp(min=0) if positive else terms.clamp(max=0)).sum(-1))
 
 
-def _places(mask: Tensor) -> tuple[Tensor, ...]:
-    """The indices where a mask that is mostly False holds, eight of its elements looked at together."""
+def _places(mask: Tensor) -> Tensor:
+    """Where in memory a mask that is mostly False holds, eight of its elements looked at together."""
     flat = mask.flatten()
     if flat.numel() % 8:
-        return mask.nonzero(as_tuple=True)
+        return flat.nonzero()[:, 0]
     words = flat.view(torch.int64).nonzero()[:, 0]
+    if not words.numel():
+        return words
     word, byte = flat.view(-1, 8)[words].nonzero(as_tuple=True)
-    return torch.unravel_index(words[word] * 8 + byte, mask.shape)
+    return words[word] * 8 + byte
 
 
 @dataclass(frozen=True)
