@@ -13,6 +13,9 @@ for name in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(name)
 
 import onnx  # noqa: E402
+import onnxruntime  # noqa: E402
+
+import deeptaylor as dt  # noqa: E402
 
 RUN = """
 import numpy, onnxruntime
@@ -58,3 +61,15 @@ def test_onnx_runtime_alone_gives_what_the_explainer_gives(make, composite, tmp_
         "pkg.onnxscript.torch_lib",
         "pkg.onnxscript.torch_lib.common",
     }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_alpha_beta_of_layers_that_add_up_each_sign(monkeypatch, tmp_path):
+    monkeypatch.setattr("deeptaylor.rules.affine.MANY", 1)
+    model, x = CASES[0][0]()
+    explainer = dt.Explainer(model, x, composite=dt.rules.AlphaBeta())
+    explainer.export(tmp_path / "a.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    given = {explainer.plan.explained[0]: x.numpy(), "target": np.full(len(x), -1)}
+    found = dict(zip((output.name for output in session.get_outputs()), session.run(None, given), strict=True))
+    assert off(torch.from_numpy(found["relevance"]), explainer(x).relevance) < 1e-5
