@@ -229,10 +229,22 @@ def test_relevance_that_overflows_is_an_error_with_the_line() -> None:
 
 def test_relevance_that_explodes_is_a_warning_with_the_line() -> None:
     difference = torch.tensor([[1.0, -1.0]])
-    with pytest.warns(errors.RelevanceWarning, match=r"test_bad_input\.py:\d+: .*nn\.functional\.linear"):
+    with pytest.warns(errors.RelevanceWarning, match=r"test_bad_input\.py:\d+: .*nn\.functional\.linear") as caught:
         dt.explain(
             lambda x: nn.functional.linear(x, difference), torch.tensor([[1.0, 1.0 - 1e-6]]), composite="epsilon"
         )
+    assert caught[0].filename == __file__
+
+
+def test_relevance_that_vanishes_on_the_way_is_a_warning() -> None:
+    layers = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        layers[0].bias.fill_(-100.0)
+        layers[2].bias.fill_(1.0)
+    explainer = dt.Explainer(layers, torch.rand(2, 3), composite="epsilon")
+    with pytest.warns(errors.RelevanceWarning, match="no relevance reached the inputs: 2 .*ledger=True"):
+        result = explainer(torch.rand(2, 3))
+    assert not result.relevance.any()
 
 
 @pytest.mark.parametrize("composite", ["epsilon-plus", "gradient-times-input"])

@@ -9,7 +9,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import deeptaylor as dt
-from deeptaylor.errors import CompilerError, InputError
+from deeptaylor.errors import CompilerError, InputError, RelevanceWarning
 from deeptaylor.origin import live_state
 from deeptaylor.shipping.ask import asked
 from deeptaylor.shipping.program import record_program
@@ -43,6 +43,12 @@ def test_one_graph_serves_every_batch_and_new_weights():
     agrees(4)
     model[2].bias = nn.Parameter(torch.randn(3))
     agrees(4)
+    with torch.no_grad():
+        model[2].weight.zero_()
+    for run in (compiled, explainer):
+        with pytest.warns(RelevanceWarning, match="no relevance reached the inputs") as caught:
+            run(torch.randn(4, 6))
+        assert caught[0].filename == __file__
     assert counters["stats"]["unique_graphs"] == 1  # nothing was compiled again
     assert not counters["graph_break"]
 

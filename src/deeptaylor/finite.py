@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
@@ -27,7 +28,7 @@ def check_output(output: Tensor) -> None:
 def check_sizes(
     plan: Plan, seeds: Seeds, found: Sequence[Mapping[str, Tensor]], output: Tensor, again: Callable[[], Forward]
 ) -> None:
-    """Raises at NaN or Inf, warns of explosion; names the nodes by running `again`, watched."""
+    """Raises at NaN or Inf, warns where nothing arrives, and of explosion, whose nodes it names by running `again`."""
     for seed, values in zip(seeds.seeds, found, strict=True):
         size = sum(values[name].double().abs().sum() for name in plan.explained)
         put = float(seed.total(output).double().abs().sum())
@@ -35,6 +36,9 @@ def check_sizes(
             backward(plan, again(), seed, Watch())
             node = plan.graph[plan.graph.output.name]
             raise NonFiniteRelevance(node, "relevance became NaN or Inf")
+        if float(size) == 0 < put:
+            warn_of_nothing(put)
+            return
         if float(size) > EXPLOSION * put > 0:
             watch = Watch()
             backward(plan, again(), seed, watch)
@@ -42,14 +46,28 @@ def check_sizes(
                 f"  ×{growth:.3g} at {node.short}, module {node.module!r}, {node.file}:{node.line}: {node.source}"
                 for growth, node in watch.worst()
             )
-            warnings.warn(
+            _warn(
                 f"relevance explodes: the inputs hold {float(size):.3g} in absolute value for {put:.3g} explained; "
                 f"positive and negative shares cancel at denominators near zero. It grows most at\n{worst}\n"
-                "Rules without such denominators (ZPlus, GeneralizedGamma) or a larger epsilon there will help.",
-                RelevanceWarning,
-                stacklevel=4,
+                "Rules without such denominators (ZPlus, GeneralizedGamma) or a larger epsilon there will help."
             )
             return
+
+
+def warn_of_nothing(put: float) -> None:
+    """Warns that no relevance arrived at the inputs."""
+    _warn(
+        f"no relevance reached the inputs: {put:.3g} in absolute value was absorbed on the way, by biases or "
+        "by a stabilizer that is large beside the values of a layer; ledger=True says where"
+    )
+
+
+def _warn(message: str) -> None:
+    """Warns at the line of the user's that called."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RelevanceWarning, stacklevel=level)
 
 
 def refuse_mixing(together: Tensor, alone: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..attribution import Attribution
 from ..errors import CompilerError, InputError
 from ..fingerprints import Fingerprint
+from ..finite import warn_of_nothing
 from ..inputs import Call
 from ..origin import live_state, plain_torch
 from ..plan import Plan
@@ -85,6 +86,9 @@ class CompiledExplainer:
         result = attribution(code.program, found, compiled=True)
         if is_suspect(result):
             self.explainer._by_rules(call, plan, target, False, ())  # which raises or warns, and says where
+        put = float(result.explained.detach().double().abs().sum())
+        if put > 0 and not any(relevance.any() for relevance in result.relevances.values()):
+            warn_of_nothing(put)
         return result
 
     def _code(self, plan: Plan, call: Call, ask: Ask) -> _Code:
