@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,8 +14,8 @@ from .attribution import Attribution, versions
 from .batching import concatenated, in_batches, part, part_of_target
 from .checkpointed import Checkpointed, checkpointed
 from .composites import Bound, Chooser, Composite, by_name, single_rule
-from .errors import CompositeError, InputError, RelevanceWarning
-from .finite import check_output, check_sizes, refuse_mixing
+from .errors import CompositeError, InputError
+from .finite import check_output, check_sizes, refuse_mixing, unwarned
 from .inputs import Call, Model, bind, check_inputs, check_model, explained_names, refuse_script
 from .inputs import batch_size as batch_size_of
 from .ledger import Bookkeeper, LedgerRow, can_batch, ledger_of
@@ -153,7 +152,8 @@ class Explainer:
             return differentiable(self, call, plan, target)
         if plan.composite.instead is None:
             return self._by_rules(call, plan, target, ledger, inner, checkpoint)
-        result = self._by_rules(call, plan, target, False, inner)
+        with unwarned():
+            result = self._by_rules(call, plan, target, False, inner)
         made: Attribution = plan.composite.instead(self, call, target, result, self._bounds, ledger)
         return made
 
@@ -239,8 +239,7 @@ class Explainer:
         same = first.target if isinstance(first.target, Tensor) and not first.target.is_floating_point() else target
         try:
             again = partial(forward, wide_plan(plan), wide(tensors), wide(live_state(self.model)), full=True)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RelevanceWarning)  # given in float32 already
+            with unwarned():  # given in float32 already
                 run = again()
                 exact = self._explain(plan, run, resolve(same, run.output), True, inner, again)
         except (RuntimeError, TypeError) as error:  # torch's: operations or devices without float64

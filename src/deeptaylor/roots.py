@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .composites import Composite, role
 from .errors import InputError
 from .explainer import Explainer
+from .finite import unwarned
 from .rules import Rule
 
 
@@ -44,7 +45,8 @@ def root_points(rule: Rule, layer: nn.Module, x: Tensor, neurons: Sequence[int] 
     for neuron in range(z.numel()) if neurons is None else neurons:
         (weight,) = torch.autograd.grad(z[neuron], leaf, retain_graph=True)
         seed = torch.zeros_like(z).index_fill(0, torch.tensor([int(neuron)]), 1.0).detach()
-        shares = explainer(batch, target=seed.view_as(output)).relevance
+        with unwarned():
+            shares = explainer(batch, target=seed.view_as(output)).relevance
         step = z[neuron].detach() * shares / torch.where(weight == 0, 1, weight)
         roots.append(torch.where(weight == 0, batch, batch - step)[0])
     return torch.stack(roots)

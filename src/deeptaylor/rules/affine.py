@@ -276,7 +276,7 @@ def _one_by_one(step: Step, z: Tensor, doubt: Tensor, positive: bool) -> Tensor:
 
 
 def _places(mask: Tensor) -> Tensor:
-    """Where in memory a mask that is mostly False holds, eight of its elements looked at together."""
+    """Where, counted in order, a mask that is mostly False holds, eight of its elements looked at together."""
     flat = mask.flatten()
     if flat.numel() % 8:
         return flat.nonzero()[:, 0]
@@ -337,7 +337,7 @@ class AlphaBeta(SignRule):
         return Redistribution((message,), absorbed)
 
     def added_up(self, step: Step) -> Tensor | None:
-        many = affine_of(step).weight[0].numel() >= MANY
+        many = affine_of(step).weight.shape[1:].numel() >= MANY
         return _value_of_sums(step) if self.beta and many else None
 
     def _factors(self, step: Step, bias: Bias) -> tuple[Any, Any]:
