@@ -83,6 +83,7 @@ class Tiny(nn.Sequential):
 
 SUBJECTS = {
     "VGG-16": Subject(_images("vgg16"), _pictures),
+    "ResNet-18": Subject(_images("resnet18"), _pictures, pixels=64),
     "ResNet-50": Subject(_images("resnet50"), _pictures),
     "EfficientNet-B0": Subject(_images("efficientnet_b0"), _pictures),
     "ViT-B/16": Subject(_images("vit_b_16"), _pictures, attends=True, pixels=224),

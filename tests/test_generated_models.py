@@ -16,7 +16,15 @@ import torch
 from generated import Recipe, Step, Unsound, inputs_of, network, recipes, smaller
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from moves import MOVES
-from test_unseen_models import GRADIENT, check_account, check_gradient, check_one_by_one, check_output, untouched
+from test_unseen_models import (
+    GRADIENT,
+    check_account,
+    check_classes_together,
+    check_gradient,
+    check_one_by_one,
+    check_output,
+    untouched,
+)
 from torch import Tensor, nn
 
 import deeptaylor as dt
@@ -56,6 +64,7 @@ def check(recipe: Recipe, composites: Sequence[str] = ()) -> None:
             check_output(net, inputs, {}, target, result)
             check_account(result)
             check_one_by_one(explainer, inputs, {}, target, result)
+            check_classes_together(explainer, inputs, {}, result)
             if composite == GRADIENT:
                 check_gradient(net, inputs, {}, target, result, explained)
                 check_recorded(net, inputs, target, names, result)

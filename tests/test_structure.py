@@ -13,7 +13,7 @@ SOURCE = Path(dt.__file__).parent
 # From the ground up; a module may import only what stands before it.
 ORDER = [
     "_version", "symbolic", "errors", "graph", "inputs", "unwrap", "tracing_cache", "room", "trace", "record", "local_response", "columns", "affine", "forms", "ops", "canonize",
-    "origin", "adjoints", "step", "rules", "composites", "facts", "sources", "fingerprints", "plan", "propagate", "rows", "narrow", "one_pass", "checkpointed", "ledger", "targets", "attribution", "rounding", "finite", "batching", "explainer",
+    "origin", "adjoints", "step", "rules", "composites", "facts", "sources", "fingerprints", "plan", "repeated", "propagate", "rows", "narrow", "one_pass", "checkpointed", "ledger", "targets", "attribution", "rounding", "finite", "batching", "explainer",
     "shipping", "roots", "testing", "extend", "plots", "taylor", "adapters", "importers", "text", "report", "console",
     "demo_sentiment", "demo_texts", "demo_language", "demo_pages", "demo", "audit", "nearest", "taylor_demo", "taylor_cli", "demo_cli", "cli", "__main__",
 ]  # fmt: skip

@@ -80,6 +80,19 @@ def check_one_by_one(
             assert off <= 1e-8 * scale, f"sample {n} alone: {name!r} is off by {off:.2g}, largest entry {scale:.2g}"
 
 
+def check_classes_together(explainer: dt.Explainer, inputs: Inputs, kwargs: Keywords, result: dt.Attribution) -> None:
+    """Classes of one sample are explained together as each is alone, to 1e-9 of the largest entry."""
+    one, its = tuple(x[:1] for x in inputs), {k: v[:1] for k, v in kwargs.items()}
+    classes = (torch.arange(3) + 1) % result.output.shape[1]
+    found = explainer(one, kwargs=its, target=classes[None])
+    for k, index in enumerate(classes.tolist()):
+        alone = explainer(one, kwargs=its, target=index)
+        scale = max(float(r.abs().max()) for r in alone.relevances.values())
+        for name, r in alone.relevances.items():
+            off = float((found.relevances[name][:, k] - r).abs().max())
+            assert off <= 1e-9 * scale, f"class {index} of three: {name!r} is off by {off:.2g}, largest {scale:.2g}"
+
+
 def photograph(model: nn.Module) -> dict[str, Any]:
     """Everything of a model, and the random state, that must be bit-identical afterwards."""
     picture: dict[str, Any] = {"random state": torch.get_rng_state().tolist(), "grad mode": torch.is_grad_enabled()}
@@ -130,6 +143,7 @@ def test_a_model_no_one_has_seen_comes_out_right(name: str, composite: str) -> N
     check_output(model, inputs, kwargs, target, result)
     check_account(result)
     check_one_by_one(explainer, inputs, kwargs, target, result)
+    check_classes_together(explainer, inputs, kwargs, result)
     if composite == GRADIENT:
         check_gradient(model, inputs, kwargs, target, result)
 

@@ -54,6 +54,10 @@ class Affine(ABC):
         """The same, holding no input."""
         return self
 
+    def of(self, samples: int) -> Affine:
+        """The same for so many samples, where the first axis is the batch."""
+        return replace(self, shape=(samples, *self.shape[1:]))
+
     def one(self) -> Tensor:
         """An input of ones, for one sample where the first axis is the batch."""
         return self.weight.new_ones(()).expand(1, *self.shape[1:])

@@ -23,6 +23,7 @@ from .one_pass import OnePass, one_pass
 from .origin import graph_of, live_state, plain_torch
 from .plan import Plan, inner_names, make_plan
 from .propagate import Forward, backward, forward
+from .repeated import by_target, waves
 from .rounding import is_open, left_open, rounded, wide, wide_plan
 from .rules import Relevance, Rule
 from .targets import Seeds, Target, contrast, log_odds, resolve
@@ -290,19 +291,19 @@ class Explainer:
         found: list[dict[str, Tensor]] = []
         names = inner_names(plan, inner)
         keep = {*names.values(), *(node for source in plan.sources for node in source.nodes)}
-        for seed in seeds.seeds:
+        passes = waves(plan, seeds.seeds, batch == 1 and isinstance(run, Forward) and not (ledger or inner))
+        for seed, rows in passes:
             books = Bookkeeper(batch, single=batch == 1) if ledger else None
-            last = seed is seeds.seeds[-1]
+            last = len(found) + rows == len(seeds.seeds)
             relevance: dict[str, Relevance] = (
                 run.backward(seed, last)
                 if isinstance(run, OnePass | Checkpointed)
-                else backward(plan, run, seed, books, keep, release=last)
+                else backward(plan, run, seed, books, keep, release=last, rows=rows)
             )
-            reached = {
-                source.name: source.gather(partial(_total, relevance, run), run.inputs[source.name])
-                for source in plan.sources
-            }
-            found.append(reached | {name: _total(relevance, run, name) for name in names.values()})
+            arrived = {name: _total(relevance, run, name) for name in keep}
+            for own in by_target(arrived, rows):
+                reached = {s.name: s.gather(own.__getitem__, run.inputs[s.name]) for s in plan.sources}
+                found.append(reached | {name: own[name] for name in names.values()})
             if books is not None:
                 accounts.append(books.write())
                 absorbed.append(books.absorbed + torch.zeros(batch, dtype=torch.float64))

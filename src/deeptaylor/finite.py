@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,17 +31,18 @@ def check_sizes(
     plan: Plan, seeds: Seeds, found: Sequence[Mapping[str, Tensor]], output: Tensor, again: Callable[[], Forward]
 ) -> None:
     """Raises at NaN or Inf, warns where nothing arrives, and of explosion, whose nodes it names by running `again`."""
-    for seed, values in zip(seeds.seeds, found, strict=True):
-        size = sum(values[name].double().abs().sum() for name in plan.explained)
-        put = float(seed.total(output).double().abs().sum())
-        if not torch.isfinite(torch.as_tensor(size)):
+    sizes = _sizes([[values[name] for name in plan.explained] for values in found])
+    puts = _sizes([[seed.total(output)] for seed in seeds.seeds])
+    for seed, size in zip(seeds.seeds, sizes, strict=True):
+        if not math.isfinite(size):
             backward(plan, again(), seed, Watch())
             node = plan.graph[plan.graph.output.name]
             raise NonFiniteRelevance(node, "relevance became NaN or Inf")
-        if float(size) == 0 < put:
+    for seed, size, put in zip(seeds.seeds, sizes, puts, strict=True):
+        if size == 0 < put:
             warn_of_nothing(put)
             return
-        if float(size) > EXPLOSION * put > 0:
+        if size > EXPLOSION * put > 0:
             watch = Watch()
             backward(plan, again(), seed, watch)
             worst = "\n".join(
@@ -48,11 +50,17 @@ def check_sizes(
                 for growth, node in watch.worst()
             )
             _warn(
-                f"relevance explodes: the inputs hold {float(size):.3g} in absolute value for {put:.3g} explained; "
+                f"relevance explodes: the inputs hold {size:.3g} in absolute value for {put:.3g} explained; "
                 f"positive and negative shares cancel at denominators near zero. It grows most at\n{worst}\n"
                 "Rules without such denominators (ZPlus, GeneralizedGamma) or a larger epsilon there will help."
             )
             return
+
+
+def _sizes(relevances: Sequence[Sequence[Tensor]]) -> list[float]:
+    """Σ|R| of each target's tensors."""
+    sums = [torch.stack([r.abs().sum(dtype=torch.float64) for r in own]).sum() for own in relevances]
+    return list(torch.stack(sums).tolist())
 
 
 @contextmanager

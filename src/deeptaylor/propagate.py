@@ -15,6 +15,7 @@ from .forms import arguments_of
 from .graph import Node, is_getitem, is_plain_sum
 from .ops import Op
 from .plan import Assignment, Plan
+from .repeated import repeated
 from .rules import Redistribution, Relevance, Rule
 from .rules.gradient import HeldConstant
 from .rules.rearrange import Move
@@ -260,6 +261,7 @@ def backward(
     observe: Observer | None = None,
     keep: Collection[str] = (),
     release: bool = False,
+    rows: int = 1,
 ) -> dict[str, Relevance]:
     """Relevance of the explained inputs and of the values in `keep`, by name, given that of the output.
 
@@ -270,9 +272,10 @@ def backward(
         observe: sees every step; the ledger and the search for NaN are observers.
         keep: names of values whose relevance is wanted.
         release: forget each step of the forward pass once it is passed, to save memory.
+        rows: so many targets of the one sample the seed holds, as `repeated.waves` gave it.
     """
     relevance: dict[str, Any] = {plan.graph.output.name: seed}
-    backward_part(plan, run, relevance, plan.graph.nodes, observe, keep, release)
+    backward_part(plan, run, relevance, plan.graph.nodes, observe, keep, release, rows)
     return relevance
 
 
@@ -284,6 +287,7 @@ def backward_part(
     observe: Observer | None = None,
     keep: Collection[str] = (),
     release: bool = False,
+    rows: int = 1,
 ) -> None:
     """Moves relevance, by name, from behind some operations to before them."""
     for node in reversed(nodes):
@@ -307,6 +311,7 @@ def backward_part(
             step.memo.last = True
             if node.name not in keep:
                 run.values.pop(node.name)
+        step = repeated(step, rows) if rows > 1 else step
         if isinstance(arrived, dict):
             result = _several(step, assignment, arrived)
         else:

@@ -119,10 +119,10 @@ def _indices(index: Tensor, output: Tensor) -> Seeds:
 def _seeds_of(index: Tensor, output: Tensor) -> Seeds:
     """One seed per column of (N, K) indices that are in range; or one, of (N,)."""
     columns = index if index.dim() == 2 else index[:, None]
-    hot = [torch.zeros_like(output).scatter_(1, column[:, None], 1.0) for column in columns.unbind(1)]
+    hot = output.new_zeros((columns.shape[1], *output.shape)).scatter_(2, columns.T[:, :, None], 1.0)
     explained = output.gather(1, columns)
     return Seeds(
-        tuple(Relevance(seed, product=True) for seed in hot),
+        tuple(Relevance(seed, product=True) for seed in hot.unbind(0)),
         explained if index.dim() == 2 else explained[:, 0],
         columns if index.dim() == 2 else columns[:, 0],
     )
