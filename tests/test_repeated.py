@@ -97,6 +97,39 @@ def test_a_rule_of_ones_own_sees_a_batch_of_equal_samples() -> None:
 
 
 @dataclass(frozen=True)
+class Moved(dt.rules.Move):
+    """Moves relevance by calling the operation on values of its own."""
+
+    def __call__(self, step: Step, relevance: Relevance) -> Redistribution:
+        ones = step.function(*(torch.ones_like(x) for x in step.xs))
+        assert ones.shape == step.z.shape == relevance.tensor.shape
+        return dt.rules.Move()(step, relevance)
+
+
+class Sized(nn.Module):
+    """Reads the size of its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8).double(), nn.Linear(8, 5).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).reshape(x.shape[0], 2, 4).relu()
+        return self.last(x.view(x.size(0), -1))
+
+
+def test_an_operation_that_holds_the_size_of_its_batch() -> None:
+    torch.manual_seed(0)
+    model, x = Sized().eval(), torch.randn(1, 6).double()
+    lines = [(dt.composites.role("rearrange"), Moved()), (dt.composites.role("affine"), ZPlus())]
+    explainer = dt.Explainer(model, x, composite=dt.Composite(lines))
+    alone = [explainer(x, target=n).relevance for n in range(5)]
+    found = explainer(x, target=torch.arange(5)[None]).relevance
+    assert repeated._rows_at_most(explainer.plan) > 4
+    assert torch.allclose(found, torch.stack(alone, 1), rtol=1e-10)
+
+
+@dataclass(frozen=True)
 class Broken(ZPlus):
     """NaN for the second class."""
 

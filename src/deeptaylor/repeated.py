@@ -84,7 +84,8 @@ class Repeated(Step):
     ) -> tuple[Tensor, ...]:
         if function is not None and function is not self.linearized:  # of the rule's own making, with these values
             return Step.vjp(self, cotangent, function, only)
-        each = [self.one.vjp(_row(cotangent, n), function, only) for n in range(self.rows)]
+        own = None if function is None else self.one.linearized
+        each = [self.one.vjp(_row(cotangent, n), own, only) for n in range(self.rows)]
         return tuple(torch.cat(grads) for grads in zip(*each, strict=True))
 
 
@@ -95,10 +96,10 @@ def repeated(step: Step, rows: int) -> Repeated:
     return Repeated(
         node=step.node,
         op=step.op,
-        function=step.function,
+        function=_row_by_row(step.function, rows),
         taken=tuple(_again(x, rows) for x in step.taken),
         made=made,
-        linearized=step.linearized,
+        linearized=None if step.linearized is None else _row_by_row(step.linearized, rows),
         affine=None if step.affine is None else step.affine.of(rows),
         nonnegative=step.nonnegative,
         rectified=step.rectified,
@@ -117,6 +118,17 @@ def _again(value: Any, rows: int) -> Any:
     if isinstance(value, Later):
         return Later(lambda one: _again(one, rows), (value,), Cache())
     return value.expand(rows, *value.shape[1:]) if isinstance(value, Tensor) else value
+
+
+def _row_by_row(function: Function, rows: int) -> Function:
+    """A function of one sample's values, which may hold the size of its batch, for several."""
+
+    def run(*xs: Tensor) -> Any:
+        made = [function(*(x[n : n + 1] if len(x) == rows else x for x in xs)) for n in range(rows)]
+        several = isinstance(made[0], tuple | list)
+        return tuple(map(torch.cat, zip(*made, strict=True))) if several else torch.cat(made)
+
+    return run
 
 
 def _row(cotangent: Tensor | Sequence[Tensor | None], n: int) -> Any:
