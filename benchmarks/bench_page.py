@@ -21,9 +21,10 @@ HEAD = """# What an explanation costs
 
 CPU time as a ratio to gradient × input of one class in the same process: the median over interleaved, shuffled rounds
 with its 95 % interval, and in brackets the ratio of the fastest runs. Beside it peak memory and the multiplications of
-linear operations, as ratios to the gradient's. One thread, float32, random weights. K = 10 explains ten classes of each
-input. The gradient runs through the model as it is; an explanation folds batch norms first, and leaves out rows that
-the output does not read where it is one backward pass (attn-lrp), so that it may cost less than the gradient.
+linear operations, as ratios to the gradient's. One thread, float32, random weights. K = 10 explains ten classes of one
+input; those of small images go back together, which costs memory: up to 16 MB for the largest map. The gradient runs
+through the model as it is; an explanation folds batch norms first, and leaves out rows that the output does not read
+where it is one backward pass (attn-lrp), so that it may cost less than the gradient.
 
 Targets: {targets}; memory 1.1 for epsilon and z+, 1.5 for the rest. A target that is missed is marked †.
 Captum runs on chains of modules only, zennit and autolrp on VGG and ResNet; on a model that a library misreads (a
