@@ -161,7 +161,10 @@ def taken(c: Tensor, value: Tensor) -> Tensor:
 def stabilize(z: Tensor, epsilon: Tensor | float) -> Tensor:
     """z + epsilon·sign(z)."""
     # sign(0) counts as +1: otherwise a dead unit would divide by zero
-    return z + torch.where(z < 0, -1.0, 1.0).to(z.dtype) * epsilon
+    if is_symbolic(z):  # a program's formats know no copysign
+        return z + torch.where(z < 0, -1.0, 1.0).to(z.dtype) * epsilon
+    size = epsilon if isinstance(epsilon, Tensor) else z.new_full((), epsilon)
+    return sum_into(torch.copysign(size, z), z)
 
 
 @dataclass(frozen=True)
