@@ -105,7 +105,8 @@ def _shared(step: Step, relevance: Relevance, weights: Mapping[int, float]) -> R
     receivers = sorted(weights)
     shares = dict(zip(receivers, step.vjp(s, only=receivers), strict=True))
     messages = tuple(
-        Relevance(shares[i] * weights[i], product=True) if i in shares else None for i in range(len(step.taken))
+        Relevance(shares[i] if weights[i] == 1 else shares[i] * weights[i], product=True) if i in shares else None
+        for i in range(len(step.taken))
     )
 
     def kept() -> Tensor:
