@@ -49,7 +49,7 @@ def _max_pooled(
 
 
 def _are_two_by_two(x: Tensor, settings: Sequence[Any]) -> bool:
-    """Whether a CPU pools windows of 2 × 2 that cover x: torch takes several times as long as comparing neighbours."""
+    """Whether a CPU pools windows of 2 × 2 that cover x: torch takes up to twice as long as a comparison."""
     kernel, stride, padding, dilation = ({*value} if isinstance(value, list) else {value} for value in settings[:4])
     plain = kernel == {2} and stride <= {2} and padding == {0} and dilation == {1}
     covered = x.is_contiguous() and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
