@@ -228,6 +228,7 @@ FOUND = {
         Recipe(((1,),), (Step("maximum", (0, 1)),), ids=True, seed=742),
         "mamba-lrp",
     ),
+    "a shifted value below a GELU": (Recipe(((3, 2),), (Step("log", (0,)), Step("gelu", (1,))), seed=254), "cp-lrp"),
     "samples in columns of a batch": (one("sequence first", (4, 5)), "epsilon-gamma-box"),
 }
 """Networks that came out wrong, or not at all, when the generator was written, with the composite that showed it."""

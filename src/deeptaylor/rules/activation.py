@@ -14,10 +14,6 @@ from ..symbolic import is_symbolic
 from .base import Habits, Redistribution, Relevance, Rule, product_into, where_positive
 from .gradient import Gradient
 
-GATED_BY_THEMSELVES = frozenset(("silu", "gelu", "mish", "hardswish"))
-"""x times a gate of x: c · phi(x) is R at the cost of one product, and what stands below divides by its z anyway. Of an
-infinite x they make NaN, so that 0 times infinity does not come up."""
-
 
 @dataclass(frozen=True)
 class Secant(Rule):
@@ -47,8 +43,6 @@ class Secant(Rule):
         if not step.op.at_zero:
             if not relevance.product:
                 return Redistribution((relevance,))
-            if step.node.short in GATED_BY_THEMSELVES and not is_symbolic(step.z):
-                return Redistribution((Relevance(relevance.times(step.z), own=True),))
             passed = product_into(slope_of(step, step.x, step.z), relevance.tensor)
             return Redistribution((Relevance(passed, product=True, own=True),))
         zero = _at_zero(step)
