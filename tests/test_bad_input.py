@@ -111,6 +111,9 @@ MISTAKES: dict[str, tuple[Callable[[], object], type[Exception], tuple[str, ...]
     "truth values for targets": (
         lambda: dt.explain(net(), images(), target=torch.tensor([True, False])), errors.TargetError, ("bool", "class indices")
     ),
+    "no target for any sample": (
+        lambda: dt.explain(net(), images(), target=torch.empty(2, 0).long()), errors.TargetError, (r"\(2, 0\)", "one at least")
+    ),
     "a scripted model": (
         lambda: dt.explain(scripted(), images()), errors.InputError, ("TorchScript", "nn.Module")
     ),

@@ -111,7 +111,9 @@ def _indices(index: Tensor, output: Tensor) -> Seeds:
             f"target has shape {tuple(index.shape)} for {samples} samples; pass one index, {samples} indices, "
             f"or shape ({samples}, K) for K targets per sample"
         )
-    for value in (int(index.min()), int(index.max())) if index.numel() else ():
+    if not index.numel():
+        raise TargetError(f"target of shape {tuple(index.shape)} names no class; pass one at least, or None")
+    for value in (int(index.min()), int(index.max())):
         _in_range(value, classes)
     return _seeds_of(index, output)
 
